@@ -1,0 +1,75 @@
+"""Wiring: which parts a broker is made of, and in which order they start and stop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from aiohttp import web
+
+from broker.accounts.keys import KeyFile, KeyRing
+from broker.executors.base import EventSink, ExecutorOptions, create_executor
+from broker.http.context import SERVICES, Services
+from broker.http.middleware.auth import authenticate
+from broker.http.middleware.cors import cross_origin
+from broker.http.middleware.failures import answer_failures
+from broker.http.middleware.observe import observe
+from broker.http.routes import add_routes
+from broker.models.repository import Repository
+from broker.models.warm_up import warm_up_image
+from broker.scheduling.scheduler import Scheduler
+from broker.settings import Settings
+from broker.telemetry import Telemetry
+
+__all__ = ["build_application", "running_services"]
+
+
+@contextlib.asynccontextmanager
+async def running_services(
+    settings: Settings, repository: Repository, events: EventSink
+) -> AsyncIterator[Services]:
+    """Everything behind the HTTP layer, loaded and warm; all of it stopped afterwards.
+
+    Raises ``ConfigError`` and what ``Executor.start`` and ``Scheduler.warm_up`` raise.
+    """
+    key_ring = None if settings.keys is None else KeyRing(KeyFile(Path(settings.keys)))
+    options = ExecutorOptions(
+        device=settings.device,
+        threads=settings.threads,
+        start_timeout_s=settings.start_timeout_s,
+        hang_timeout_s=settings.hang_timeout_s,
+    )
+    executor = create_executor(settings.executor, tuple(repository), options, events)
+    telemetry = Telemetry()
+    scheduler = Scheduler(
+        executor,
+        repository.keys,
+        telemetry,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+    )
+    await executor.start()
+    try:
+        await scheduler.warm_up(warm_up_image())
+        telemetry.watch(scheduler, executor, repository.keys)
+        yield Services(
+            repository=repository,
+            executor=executor,
+            scheduler=scheduler,
+            telemetry=telemetry,
+            feeding=scheduler.start(),
+            key_ring=key_ring,
+            cors_origins=settings.cors_origins,
+        )
+    finally:
+        await scheduler.close()
+        await executor.close()
+
+
+def build_application(services: Services) -> web.Application:
+    """The aiohttp application over running services."""
+    app = web.Application(middlewares=[observe, cross_origin, answer_failures, authenticate])
+    app[SERVICES] = services
+    add_routes(app.router)
+    return app

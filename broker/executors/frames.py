@@ -1,0 +1,174 @@
+"""What the front process and a worker process say to each other.
+
+A frame is four bytes, the length as little-endian unsigned integer, and that many bytes of
+MessagePack: one of the tagged structs below. Both ends are ours; the bounds are there so
+that a broken peer is an error at once and never an endless read.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from broker.executors.base import Device, ImageInput
+from broker.models.servable import ModelKey
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import NearfarError, WireError, error_from_code
+from edge_runtime.contract.tasks.classification import Prediction
+
+__all__ = [
+    "HEADER_BYTES",
+    "MAX_FRAME_BYTES",
+    "Answered",
+    "BatchDone",
+    "Failed",
+    "Failure",
+    "FromWorker",
+    "Load",
+    "Progress",
+    "Ready",
+    "Result",
+    "RunBatch",
+    "ServableRef",
+    "ToWorker",
+    "decode_from_worker",
+    "decode_to_worker",
+    "encode_frame",
+    "failure_of",
+    "frame_length",
+    "result_of",
+    "to_result",
+]
+
+HEADER_BYTES: Final = 4
+MAX_FRAME_BYTES: Final = limits.MAX_BATCH_BYTES + 2 * 2**20
+"""A full batch of encoded images; answers are far smaller."""
+
+_LENGTH = struct.Struct("<I")
+
+
+class ServableRef(msgspec.Struct, frozen=True, array_like=True):
+    """A folder that the front process verified, by the digest of its manifest."""
+
+    root: str
+    sha256: str
+
+
+class Load(msgspec.Struct, frozen=True, tag="load"):
+    """To the worker, first: what to load, and where."""
+
+    servables: tuple[ServableRef, ...]
+    device: Device
+    threads: int
+
+
+class RunBatch(msgspec.Struct, frozen=True, tag="run"):
+    """To the worker: run these images."""
+
+    model: ModelKey
+    images: tuple[ImageInput, ...]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """From the worker: everything is loaded."""
+
+    device: str
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """From the worker, instead of ``Ready``: why not. It exits after this."""
+
+    code: str
+    detail: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """From the worker, now and then during a long batch: still alive."""
+
+
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """One image's ranked labels."""
+
+    predictions: tuple[Prediction, ...]
+
+
+class Failure(msgspec.Struct, frozen=True, tag="failure"):
+    """One image's error."""
+
+    code: str
+    detail: str
+
+
+Result = Answered | Failure
+
+
+class BatchDone(msgspec.Struct, frozen=True, tag="done"):
+    """From the worker: one result for each image, in order."""
+
+    results: tuple[Result, ...]
+
+
+ToWorker = Load | RunBatch
+FromWorker = Ready | Failed | Progress | BatchDone
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode_frame(message: ToWorker | FromWorker) -> bytes:
+    """Length and payload. Raises ``WireError`` over ``MAX_FRAME_BYTES``."""
+    frame = bytearray(HEADER_BYTES)
+    _encoder.encode_into(message, frame, HEADER_BYTES)
+    size = len(frame) - HEADER_BYTES
+    if size > MAX_FRAME_BYTES:
+        raise WireError(f"a frame of {size} bytes is over {MAX_FRAME_BYTES}")
+    _LENGTH.pack_into(frame, 0, size)
+    return bytes(frame)
+
+
+def frame_length(header: bytes) -> int:
+    """Payload bytes that follow these four. Raises ``WireError``."""
+    if len(header) != HEADER_BYTES:
+        raise WireError(f"a frame header has {HEADER_BYTES} bytes, got {len(header)}")
+    size: int = _LENGTH.unpack(header)[0]
+    if size > MAX_FRAME_BYTES:
+        raise WireError(f"a frame announces {size} bytes, over {MAX_FRAME_BYTES}")
+    return size
+
+
+def decode_to_worker(payload: bytes) -> ToWorker:
+    """What the front process said. Raises ``WireError``."""
+    try:
+        return _to_worker.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"a frame to the worker makes no sense: {error}") from None
+
+
+def decode_from_worker(payload: bytes) -> FromWorker:
+    """What the worker said. Raises ``WireError``."""
+    try:
+        return _from_worker.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"a frame from the worker makes no sense: {error}") from None
+
+
+def failure_of(error: NearfarError) -> Failed:
+    """The error that ends a worker before it is ready."""
+    return Failed(code=error.code, detail=error.detail)
+
+
+def to_result(outcome: tuple[Prediction, ...] | NearfarError) -> Result:
+    """One image's outcome, ready to travel."""
+    if isinstance(outcome, NearfarError):
+        return Failure(code=outcome.code, detail=outcome.detail)
+    return Answered(predictions=outcome)
+
+
+def result_of(result: Result) -> tuple[Prediction, ...] | NearfarError:
+    """The inverse of ``to_result``."""
+    if isinstance(result, Failure):
+        return error_from_code(result.code, result.detail)
+    return result.predictions

@@ -1,0 +1,90 @@
+"""Models in this process, on one thread: for embedding and for tests.
+
+Cheaper to start than a worker, and less safe: a crash of the model is a crash of the
+broker, and a model that hangs cannot be stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from broker.executors.base import (
+    BatchOutcome,
+    EventSink,
+    ExecutorOptions,
+    ExecutorStats,
+    ImageInput,
+)
+from broker.models.servable import ModelKey, OpenedServable
+
+if TYPE_CHECKING:
+    from broker.executors.program import TorchProgram
+
+__all__ = ["InlineExecutor"]
+
+
+class InlineExecutor:
+    """Runs batches on a thread of its own."""
+
+    def __init__(
+        self, servables: Sequence[OpenedServable], options: ExecutorOptions, events: EventSink
+    ) -> None:
+        self._servables = tuple(servables)
+        self._options = options
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nearfar-inline")
+        self._programs: dict[ModelKey, TorchProgram] = {}
+        self._device = options.device
+        self._batches = 0
+        self._images = 0
+
+    async def start(self) -> None:
+        """Import torch and load the models, on the thread."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._load)
+        except BaseException:
+            self._thread.shutdown(wait=False)
+            raise
+
+    def _load(self) -> None:
+        from broker.executors.program import TorchProgram, pick_device, use_threads
+
+        device = pick_device(self._options.device)
+        use_threads(self._options.threads)
+        for servable in self._servables:
+            self._programs[servable.key] = TorchProgram.load(servable, device)
+        self._device = "cuda" if device == "cuda" else "cpu"
+
+    async def run(self, model: ModelKey, batch: Sequence[ImageInput]) -> BatchOutcome:
+        """Run one batch on the thread."""
+        program = self._programs[model]
+        loop = asyncio.get_running_loop()
+        results = await loop.run_in_executor(self._thread, program.run, batch)
+        self._batches += 1
+        self._images += len(batch)
+        return BatchOutcome(results=results)
+
+    def ready_in_s(self) -> float:
+        """0 once started."""
+        return 0.0 if len(self._programs) == len(self._servables) else float("inf")
+
+    async def wait_ready(self) -> None:
+        """Nothing to wait for once ``start`` has returned."""
+
+    def stats(self) -> ExecutorStats:
+        """What it did so far."""
+        return ExecutorStats(
+            device=self._device,
+            ready=self.ready_in_s() == 0.0,
+            batches=self._batches,
+            images=self._images,
+        )
+
+    async def close(self) -> None:
+        """Wait for the batch that runs, then drop the models."""
+        await asyncio.get_running_loop().run_in_executor(
+            None, lambda: self._thread.shutdown(wait=True, cancel_futures=True)
+        )
+        self._programs.clear()

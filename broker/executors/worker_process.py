@@ -1,0 +1,129 @@
+"""The worker: ``python -m broker.executors.worker_process``.
+
+Speaks ``frames`` over its standard input and output. It ends when its input does, whatever
+it is doing then: no worker outlives the process that started it, however that one died.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+from broker.executors import frames
+from edge_runtime.contract.errors import ManifestError, NearfarError, WireError
+
+__all__ = ["main"]
+
+_LOG = logging.getLogger(__name__)
+_PROGRESS_EVERY_S = 1.0
+
+
+class _Connection:
+    """Frames from the front process, read on a thread of their own, and frames to it."""
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source = source
+        self._sink = sink
+        self._inbox: queue.SimpleQueue[frames.ToWorker] = queue.SimpleQueue()
+        self._last_sent_s = time.monotonic()
+        threading.Thread(target=self._read, name="frames", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                size = frames.frame_length(self._source.read(frames.HEADER_BYTES))
+                payload = self._source.read(size)
+                if len(payload) != size:
+                    break
+                self._inbox.put(frames.decode_to_worker(payload))
+        except WireError:  # the end of the input, in practice
+            pass
+        finally:
+            # The main thread may be deep in a model: leave without asking it.
+            os._exit(0)
+
+    def receive(self) -> frames.ToWorker:
+        return self._inbox.get()
+
+    def send(self, message: frames.FromWorker) -> None:
+        try:
+            self._sink.write(frames.encode_frame(message))
+            self._sink.flush()
+        except BrokenPipeError:
+            os._exit(0)
+        self._last_sent_s = time.monotonic()
+
+    def still_alive(self) -> None:
+        """Tell the front process so, but not more than once a second."""
+        if time.monotonic() - self._last_sent_s > _PROGRESS_EVERY_S:
+            self.send(frames.Progress())
+
+
+def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
+    """Keep the pipes for frames; a stray print() or C library must not write into them."""
+    source = os.fdopen(os.dup(0), "rb")
+    sink = os.fdopen(os.dup(1), "wb")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    return source, sink
+
+
+def _serve(connection: _Connection) -> None:
+    load = connection.receive()
+    if not isinstance(load, frames.Load):
+        raise WireError("the first frame must be Load")
+    from broker.executors.program import TorchProgram, pick_device, use_threads
+    from broker.models.servable import ModelKey, read_servable
+
+    device = pick_device(load.device)
+    use_threads(load.threads)
+    programs: dict[ModelKey, TorchProgram] = {}
+    for ref in load.servables:
+        servable = read_servable(Path(ref.root))
+        if servable.sha256 != ref.sha256:
+            raise ManifestError(
+                f"{ref.root} changed since the broker verified it: start the broker again"
+            )
+        programs[servable.key] = TorchProgram.load(servable, device)
+    connection.send(frames.Ready(device=device))
+    while True:
+        request = connection.receive()
+        if not isinstance(request, frames.RunBatch):
+            raise WireError("only RunBatch may follow Load")
+        outcomes = programs[request.model].run(request.images, connection.still_alive)
+        connection.send(
+            frames.BatchDone(results=tuple(frames.to_result(outcome) for outcome in outcomes))
+        )
+
+
+def main() -> NoReturn:
+    """Serve until the input ends. Exit 1 when loading failed, with the reason sent before."""
+    # Whoever stops the broker may signal the whole group; the broker still drains then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    source, sink = _take_standard_streams()
+    faulthandler.enable()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+    connection = _Connection(source, sink)
+    try:
+        _serve(connection)
+    except NearfarError as error:
+        connection.send(frames.failure_of(error))
+    except Exception:
+        _LOG.exception("the worker failed in a way nobody foresaw")
+    # Not sys.exit: the reading thread holds a lock that interpreter shutdown would want.
+    sys.stderr.flush()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

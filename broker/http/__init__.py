@@ -1,0 +1,1 @@
+"""HTTP: thin handlers between aiohttp and the rest of the broker."""

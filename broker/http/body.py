@@ -1,0 +1,55 @@
+"""Reading a body within bounds of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    UploadStalled,
+    WireError,
+)
+
+__all__ = ["read_body"]
+
+
+async def read_body(request: web.Request, *, max_bytes: int, deadline_s: float) -> bytes:
+    """The whole body, at most ``max_bytes``; ``deadline_s`` is on the event loop's clock.
+
+    Raises ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
+    ``limits.MAX_BODY_IDLE_MS`` between two pieces), ``ImageTooLarge`` or, for broken
+    chunks, ``WireError``.
+    """
+    loop = asyncio.get_running_loop()
+    end_s = min(deadline_s, loop.time() + limits.MAX_BODY_MS / 1e3)
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout_at(end_s) as limit:
+            while True:
+                limit.reschedule(min(end_s, loop.time() + limits.MAX_BODY_IDLE_MS / 1e3))
+                piece = await request.content.readany()
+                if not piece:
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                size += len(piece)
+                if size > max_bytes:
+                    raise ImageTooLarge(
+                        f"the body has more than {max_bytes} bytes: "
+                        "send a smaller or more strongly compressed image"
+                    )
+                pieces.append(piece)
+    except TimeoutError:
+        if loop.time() >= deadline_s:
+            raise DeadlineExceeded(
+                f"the deadline passed after {size} bytes of the body: send a smaller image, "
+                "or allow more time"
+            ) from None
+        raise UploadStalled(
+            f"the body stopped arriving after {size} bytes: send it again"
+        ) from None
+    except web.RequestPayloadError:
+        raise WireError("the chunks of the body make no sense: send it again") from None

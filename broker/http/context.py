@@ -1,0 +1,58 @@
+"""What handlers share, and what one request carries from layer to layer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from broker.accounts.keys import KeyRing, Principal
+from broker.executors.base import Executor
+from broker.models.repository import Repository
+from broker.models.servable import ModelKey
+from broker.scheduling.scheduler import Scheduler
+from broker.telemetry import Telemetry
+
+__all__ = ["SERVICES", "TRACE", "Services", "Trace"]
+
+
+@dataclass(slots=True)
+class Services:
+    """The parts that a running broker is made of."""
+
+    repository: Repository
+    executor: Executor
+    scheduler: Scheduler
+    telemetry: Telemetry
+    feeding: asyncio.Task[None]
+    """The scheduler's loop."""
+    key_ring: KeyRing | None
+    """None: nobody is asked for a key."""
+    cors_origins: tuple[str, ...] = ()
+    draining: bool = False
+    in_flight: int = 0
+    """Requests whose answer has not gone out."""
+
+
+@dataclass(slots=True)
+class Trace:
+    """One request on its way: for the log, the metrics and the answer's headers."""
+
+    request_id: str
+    arrived_s: float
+    """End of the header block, on the event loop's clock."""
+    route: str = "unmatched"
+    principal: Principal | None = None
+    model: ModelKey | None = None
+    """Set once it is known to exist."""
+    code: str | None = None
+    """Of the error that was answered."""
+    upload_bytes: int = 0
+    recv_ms: float | None = None
+    queue_ms: float | None = None
+    inference_ms: float | None = None
+
+
+SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
+TRACE: web.RequestKey[Trace] = web.RequestKey("trace", Trace)

@@ -1,0 +1,1 @@
+"""What happens around every request, outermost first: observe, CORS, auth."""

@@ -1,0 +1,47 @@
+"""Cross-origin requests from web pages (Fetch standard): off unless origins are named."""
+
+from __future__ import annotations
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from broker.http.context import SERVICES
+from edge_runtime.contract.wire import (
+    DEADLINE_HEADER,
+    QUEUE_DELAY_HEADER,
+    REQUEST_ID_HEADER,
+    SERVER_TIMING_HEADER,
+)
+
+__all__ = ["cross_origin"]
+
+_ALLOWED_HEADERS = f"Authorization, Content-Type, {DEADLINE_HEADER}, {REQUEST_ID_HEADER}"
+_EXPOSED_HEADERS = f"{QUEUE_DELAY_HEADER}, {REQUEST_ID_HEADER}, {SERVER_TIMING_HEADER}, Retry-After"
+_PREFLIGHT_MAX_AGE_S = "600"
+
+
+@web.middleware
+async def cross_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer preflights of allowed origins, and mark answers as readable by them."""
+    allowed = request.app[SERVICES].cors_origins
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None or not allowed:
+        return await handler(request)
+    if "*" not in allowed and origin not in allowed:
+        return await handler(request)  # without our headers the browser keeps it from the page
+    is_preflight = (
+        request.method == hdrs.METH_OPTIONS
+        and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+    )
+    response: web.StreamResponse
+    if is_preflight:
+        response = web.Response(status=204)
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_METHODS] = "GET, POST"
+        response.headers[hdrs.ACCESS_CONTROL_ALLOW_HEADERS] = _ALLOWED_HEADERS
+        response.headers[hdrs.ACCESS_CONTROL_MAX_AGE] = _PREFLIGHT_MAX_AGE_S
+    else:
+        response = await handler(request)
+        response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED_HEADERS
+    response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*" if "*" in allowed else origin
+    response.headers[hdrs.VARY] = hdrs.ORIGIN
+    return response

@@ -1,0 +1,55 @@
+"""``GET /v1/models`` and ``GET /v1/models/{name}``: what is served here."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from broker.http.context import SERVICES
+from broker.models.servable import OpenedServable
+
+__all__ = ["ModelInfo", "ModelList", "list_models", "show_model"]
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device checks before it trusts a model's answers."""
+
+    name: str
+    version: str
+    sha256: str
+    labels_sha256: str | None
+    task: str
+    classes: int
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    """All of them, sorted by name."""
+
+    models: tuple[ModelInfo, ...]
+
+
+def _info(servable: OpenedServable) -> ModelInfo:
+    ref = servable.ref
+    return ModelInfo(
+        name=ref.name,
+        version=ref.version,
+        sha256=ref.sha256,
+        labels_sha256=ref.labels_sha256,
+        task=str(servable.task.__struct_config__.tag),
+        classes=servable.task.classes,
+    )
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+async def list_models(request: web.Request) -> web.Response:
+    """Every model."""
+    servables = sorted(request.app[SERVICES].repository, key=lambda servable: servable.key)
+    return _json(ModelList(models=tuple(_info(servable) for servable in servables)))
+
+
+async def show_model(request: web.Request) -> web.Response:
+    """One model. ``ModelNotFound``."""
+    return _json(_info(request.app[SERVICES].repository.get(request.match_info["name"])))

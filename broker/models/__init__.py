@@ -1,0 +1,1 @@
+"""Servables: the folders the broker loads, opened and verified."""

@@ -1,0 +1,1 @@
+"""Scheduling: who is admitted, who waits, and which requests run together."""

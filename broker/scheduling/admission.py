@@ -1,0 +1,174 @@
+"""Who is let in, decided on the headers alone, before a byte of the body is read.
+
+    start  = max(upload, rest of the running batch + full batches due earlier)
+    finish = start + T(own batch)
+    admit  when finish + margin <= deadline
+
+The upload and the wait overlap, so the longer one counts. Requests due earlier go first
+(EDF); those due later do not delay this one. The margin is learned from how late answers
+came compared with their prediction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from broker.scheduling.latency import LatencyModel
+from edge_runtime.contract.errors import DeadlineExceeded, NearfarError, Overloaded
+
+__all__ = ["Forecast", "Margin", "UploadRate", "forecast", "refusal", "wants_probe"]
+
+_PROBE_AFTER_S = 1.0
+_MIN_MEASURED_BYTES = 4096
+_RECENT_UPLOADS = 8
+_FRESH_UPLOAD_S = 5.0
+_LATE_SHARE = 0.03
+_MARGIN_STEP_MS = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a request can expect, in milliseconds from now."""
+
+    upload_ms: float
+    wait_ms: float
+    """Until the batch it would join starts."""
+    batch_ms: float
+    """That batch, in 95 of 100 runs."""
+    alone_ms: float
+    """A batch of one, on average."""
+    undisturbed: bool
+    """Nobody runs, and nobody is due earlier."""
+
+    @property
+    def start_ms(self) -> float:
+        """Until that batch starts with this request in it."""
+        return max(self.upload_ms, self.wait_ms)
+
+    @property
+    def finish_ms(self) -> float:
+        """Until its answer."""
+        return self.start_ms + self.batch_ms
+
+    @property
+    def idle_finish_ms(self) -> float:
+        """The same with nobody else there, and alone in its batch."""
+        return self.upload_ms + self.alone_ms
+
+
+def forecast(
+    latency: LatencyModel,
+    *,
+    ahead: int,
+    others_ms: float,
+    residual_ms: float,
+    upload_ms: float,
+    max_batch: int,
+) -> Forecast:
+    """Predict for a request of one model.
+
+    ``ahead``: requests of this model with an earlier deadline, uploading ones included;
+    ``others_ms``: work of other models on the same executor that goes first;
+    ``residual_ms``: what is left of the batch that runs.
+    """
+    full_batches, own_batch = divmod(ahead, max_batch)
+    wait_ms = residual_ms + others_ms
+    if full_batches:
+        wait_ms += full_batches * latency.mean_ms(max_batch)
+    return Forecast(
+        upload_ms=upload_ms,
+        wait_ms=wait_ms,
+        batch_ms=latency.high_ms(own_batch + 1),
+        alone_ms=latency.mean_ms(1),
+        undisturbed=not ahead and not wait_ms,
+    )
+
+
+def refusal(predicted: Forecast, left_ms: float, margin_ms: float = 0.0) -> NearfarError | None:
+    """Why not to admit a request with so much time left; None: admit it.
+
+    ``DeadlineExceeded`` when not even an idle broker could make it, else ``Overloaded``.
+    On an idle broker the average run decides and no margin counts: to try costs nobody else.
+    """
+    if math.isinf(predicted.wait_ms):
+        return Overloaded("the process that runs the model is down: ask again later")
+    if predicted.idle_finish_ms <= left_ms and (
+        predicted.undisturbed or predicted.finish_ms + margin_ms <= left_ms
+    ):
+        return None
+    if predicted.idle_finish_ms > left_ms:
+        return DeadlineExceeded(
+            f"this takes about {predicted.idle_finish_ms:.0f} ms and {left_ms:.0f} ms are left: "
+            "answer on the device, or allow more time"
+        )
+    return Overloaded(
+        f"the answer would come in about {predicted.finish_ms:.0f} ms and {left_ms:.0f} ms are "
+        "left: answer on the device, or ask again later"
+    )
+
+
+def wants_probe(latency: LatencyModel, now_s: float) -> bool:
+    """Whether T(b) is so old that an idle executor should measure it again.
+
+    One slow run must not shut the door for good: refused requests teach nothing.
+    """
+    return latency.age_s(now_s) > _PROBE_AFTER_S
+
+
+class Margin:
+    """How much later than predicted answers come, so that 3 of 100 admitted ones are late.
+
+    Robbins and Monro's stochastic approximation of a quantile, one for each octave of
+    deadlines: error > m: m += 0.97 * step, else m -= 0.03 * step. One for all would let
+    long deadlines, whose errors are larger, shut out the short ones.
+    """
+
+    def __init__(self) -> None:
+        self._by_octave: dict[int, float] = {}
+
+    def for_deadline(self, left_ms: float) -> float:
+        """The margin for a request with so much time left: at most half of it."""
+        return min(self._by_octave.get(_octave(left_ms), 0.0), left_ms / 2)
+
+    def observe(self, left_ms: float, error_ms: float) -> None:
+        """A request that had ``left_ms`` was answered this much later than predicted.
+
+        Infinity: not at all. Negative: earlier.
+        """
+        octave = _octave(left_ms)
+        margin_ms = self._by_octave.get(octave, 0.0)
+        step = 1.0 - _LATE_SHARE if error_ms > margin_ms else -_LATE_SHARE
+        self._by_octave[octave] = min(max(margin_ms + _MARGIN_STEP_MS * step, 0.0), left_ms / 2)
+
+
+def _octave(left_ms: float) -> int:
+    return math.frexp(max(left_ms, 1.0))[1]
+
+
+class UploadRate:
+    """How fast the bodies of one connection arrive.
+
+    One link, one rate: what other clients need says nothing about this one. The fastest of
+    the latest uploads counts, and only while it is fresh: a link that was slow must not be
+    taken for slow forever, as refused requests upload nothing that could show otherwise.
+    """
+
+    __slots__ = ("_measured_s", "_ms_per_byte")
+
+    def __init__(self) -> None:
+        self._ms_per_byte: deque[float] = deque(maxlen=_RECENT_UPLOADS)
+        self._measured_s = -math.inf
+
+    def observe(self, size_bytes: int, duration_ms: float, now_s: float) -> None:
+        """A body of this size took so long; tiny ones say nothing about the rate."""
+        if size_bytes >= _MIN_MEASURED_BYTES:
+            self._ms_per_byte.append(duration_ms / size_bytes)
+            self._measured_s = now_s
+
+    def expected_ms(self, size_bytes: int, now_s: float) -> float:
+        """How long a body of this size will take at least; 0 when nothing fresh is known."""
+        if now_s - self._measured_s > _FRESH_UPLOAD_S:
+            return 0.0
+        return size_bytes * min(self._ms_per_byte)

@@ -1,0 +1,362 @@
+"""The scheduler: admission, queues and the loop that feeds one executor.
+
+Life of a request: ``admit`` on its headers, ``submit`` with its body, an ``Answer`` or a
+typed error, ``release`` whatever happened. The loop pulls: it forms a batch each time the
+executor is free, of the model whose earliest deadline comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from broker.executors.base import Executor, ImageInput
+from broker.models.servable import ModelKey
+from broker.scheduling.admission import (
+    Forecast,
+    Margin,
+    forecast,
+    refusal,
+    wants_probe,
+)
+from broker.scheduling.batcher import form_batch
+from broker.scheduling.latency import LatencyModel
+from broker.scheduling.queue import EdfQueue
+from broker.scheduling.ticket import Answer, Ticket
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import (
+    BrokerFault,
+    DeadlineExceeded,
+    ModelLoadError,
+    NearfarError,
+    Overloaded,
+)
+
+__all__ = ["Observer", "Scheduler"]
+
+_LOG = logging.getLogger(__name__)
+_WARM_UP_BUDGET_MS = 2_000.0
+_LATE_UPLOAD_S = 0.001
+_SHUTTING_DOWN = "the broker is shutting down: use another one, or answer on the device"
+
+
+class Observer(Protocol):
+    """Told what happens, for metrics. Quick, and raises nothing."""
+
+    def batch_ran(self, model: ModelKey, images: int, duration_ms: float) -> None:
+        """A batch came back."""
+
+    def batch_lost(self, model: ModelKey, images: int) -> None:
+        """A batch failed as a whole."""
+
+    def dropped(self, model: ModelKey) -> None:
+        """A request left the queue because it would be late."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What the scheduler knows of one model."""
+
+    latency: LatencyModel = field(default_factory=LatencyModel)
+    uploading: EdfQueue[Ticket] = field(default_factory=EdfQueue)
+    waiting: EdfQueue[Ticket] = field(default_factory=EdfQueue)
+
+    def count_before(self, deadline_s: float) -> int:
+        return self.uploading.count_before(deadline_s) + self.waiting.count_before(deadline_s)
+
+    def __len__(self) -> int:
+        return len(self.uploading) + len(self.waiting)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    model: ModelKey
+    images: int
+    started_s: float
+
+
+class Scheduler:
+    """Feeds one executor. Used from one event loop only.
+
+    ``clock`` gives seconds and must be the event loop's, as deadlines are compared with it.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        models: Iterable[ModelKey],
+        observer: Observer,
+        *,
+        max_batch: int,
+        max_queue: int = limits.MAX_QUEUE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._executor = executor
+        self._lanes = {model: _Lane() for model in models}
+        self._observer = observer
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._clock = clock
+        self._margin = Margin()
+        self._upload_bytes = 0
+        self._running: _Running | None = None
+        self._draining = False
+        self._work = asyncio.Event()
+        self._loop_task: asyncio.Task[None] | None = None
+
+    # Requests ------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def admitted(
+        self, model: ModelKey, deadline_s: float, upload_bytes: int, upload_ms: float = 0.0
+    ) -> Iterator[Ticket]:
+        """A ticket for the length of the block; its place is free again afterwards.
+
+        ``upload_bytes``: what the body may have at most; ``upload_ms``: how long it will
+        take at least. Raises ``DeadlineExceeded`` or ``Overloaded`` when the deadline cannot
+        be kept, and ``Overloaded`` at a bound.
+        """
+        ticket = self._admit(model, deadline_s, upload_bytes, upload_ms)
+        try:
+            yield ticket
+        finally:
+            self._release(ticket)
+
+    async def submit(self, ticket: Ticket, image: bytes, top_k: int | None) -> Answer:
+        """Queue the body of an admitted request and wait for its answer.
+
+        Raises ``DeadlineExceeded``, ``Overloaded``, ``WorkerLost``, ``InferenceError`` or
+        the ``ImageError`` of this image. Canceling it gives the place back at once.
+        """
+        lane = self._lanes[ticket.model]
+        if ticket.place is not None:
+            lane.uploading.remove(ticket.place)
+        future: asyncio.Future[Answer | NearfarError] = asyncio.get_running_loop().create_future()
+        ticket.image = image
+        ticket.top_k = top_k
+        ticket.outcome = future
+        ticket.queued_s = self._clock()
+        ticket.uploaded_late = ticket.queued_s > ticket.predicted_start_s + _LATE_UPLOAD_S
+        ticket.place = lane.waiting.push(ticket.deadline_s, ticket)
+        self._work.set()
+        outcome = await future
+        if isinstance(outcome, NearfarError):
+            raise outcome
+        return outcome
+
+    def queue_delay_ms(self, model: ModelKey) -> int:
+        """Predicted wait of a new request behind all others, for ``X-Queue-Delay-Ms``."""
+        wait_ms = self._forecast(model, math.inf, 0.0, self._clock()).wait_ms
+        return math.ceil(min(wait_ms, limits.MAX_DEADLINE_MS))
+
+    def queued(self, model: ModelKey) -> int:
+        """Requests that upload or wait."""
+        return len(self._lanes[model])
+
+    def _admit(
+        self, model: ModelKey, deadline_s: float, upload_bytes: int, upload_ms: float
+    ) -> Ticket:
+        if self._draining:
+            raise Overloaded(_SHUTTING_DOWN)
+        if sum(len(lane) for lane in self._lanes.values()) >= self._max_queue:
+            raise Overloaded(f"{self._max_queue} requests wait already: ask again later")
+        if self._upload_bytes + upload_bytes > limits.MAX_UPLOAD_BYTES_IN_FLIGHT:
+            raise Overloaded("too many bytes are being uploaded already: ask again later")
+        now_s = self._clock()
+        ticket = Ticket(model=model, deadline_s=deadline_s, upload_bytes=upload_bytes)
+        left_ms = ticket.left_ms(now_s)
+        predicted = self._forecast(model, deadline_s, upload_ms, now_s)
+        error = refusal(predicted, left_ms, self._margin.for_deadline(left_ms))
+        if error is not None:
+            lane = self._lanes[model]
+            ticket.probe = left_ms > 0 and self._idle() and wants_probe(lane.latency, now_s)
+            if not ticket.probe:
+                raise error
+        ticket.left_at_admission_ms = left_ms
+        ticket.predicted_start_s = now_s + predicted.start_ms / 1e3
+        ticket.predicted_finish_s = now_s + predicted.finish_ms / 1e3
+        ticket.place = self._lanes[model].uploading.push(deadline_s, ticket)
+        self._upload_bytes += upload_bytes
+        return ticket
+
+    def _release(self, ticket: Ticket) -> None:
+        self._upload_bytes -= ticket.upload_bytes
+        if ticket.place is None:
+            return
+        lane = self._lanes[ticket.model]
+        if ticket.outcome is None:
+            lane.uploading.remove(ticket.place)
+        elif lane.waiting.remove(ticket.place) and self._clock() >= ticket.deadline_s:
+            self._dropped(ticket)  # its caller stopped waiting at the deadline
+
+    def _forecast(
+        self, model: ModelKey, deadline_s: float, upload_ms: float, now_s: float
+    ) -> Forecast:
+        lane = self._lanes[model]
+        others_ms = sum(
+            other.latency.drain_ms(other.count_before(deadline_s), self._max_batch)
+            for other in self._lanes.values()
+            if other is not lane and len(other)
+        )
+        return forecast(
+            lane.latency,
+            ahead=lane.count_before(deadline_s),
+            others_ms=others_ms,
+            residual_ms=self._residual_ms(now_s),
+            upload_ms=upload_ms,
+            max_batch=self._max_batch,
+        )
+
+    def _residual_ms(self, now_s: float) -> float:
+        """What is left of the running batch, or of the executor's start."""
+        residual_ms = self._executor.ready_in_s() * 1e3
+        if self._running is not None:
+            latency = self._lanes[self._running.model].latency
+            elapsed_ms = (now_s - self._running.started_s) * 1e3
+            left_ms = latency.mean_ms(self._running.images) - elapsed_ms
+            if left_ms < 0:  # overdue: it may be one of the slow ones
+                left_ms = max(latency.high_ms(self._running.images) - elapsed_ms, 0.0)
+            residual_ms += left_ms
+        return residual_ms
+
+    def _idle(self) -> bool:
+        return (
+            self._running is None
+            and self._executor.ready_in_s() == 0.0
+            and not any(len(lane) for lane in self._lanes.values())
+        )
+
+    # The loop ------------------------------------------------------------------
+
+    async def warm_up(self, image: bytes) -> None:
+        """Run each model a few times, so that T(b) is known before the first request.
+
+        Raises ``ModelLoadError`` when a model cannot answer ``image``.
+        """
+        for model, lane in self._lanes.items():
+            await self._measure(model, lane, image, 1)
+            lane.latency = LatencyModel()  # the first run pays for caches and allocations
+            await self._measure(model, lane, image, 1)
+            if lane.latency.mean_ms(self._max_batch) <= _WARM_UP_BUDGET_MS:
+                await self._measure(model, lane, image, self._max_batch)
+
+    async def _measure(self, model: ModelKey, lane: _Lane, image: bytes, size: int) -> None:
+        started_s = self._clock()
+        outcome = await self._executor.run(model, [ImageInput(image)] * size)
+        now_s = self._clock()
+        for result in outcome.results:
+            if isinstance(result, NearfarError):
+                raise ModelLoadError(
+                    f"{model.name!r} loads but fails on a plain image: {result.detail}"
+                )
+        lane.latency.observe(size, (now_s - started_s) * 1e3, now_s)
+
+    def start(self) -> asyncio.Task[None]:
+        """Begin to run what is submitted. The task ends only by ``close``, or by a bug."""
+        self._loop_task = asyncio.create_task(self._feed(), name="scheduler")
+        return self._loop_task
+
+    def drain(self) -> None:
+        """Admit nobody any more; what is admitted still runs."""
+        self._draining = True
+
+    async def close(self) -> None:
+        """Stop at once; what still waits fails with ``Overloaded``."""
+        self._draining = True
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop_task
+        for lane in self._lanes.values():
+            while lane.waiting:
+                _settle(lane.waiting.pop(), Overloaded(_SHUTTING_DOWN))
+
+    async def _feed(self) -> None:
+        while True:
+            await self._work.wait()
+            await self._executor.wait_ready()
+            model = self._most_urgent()
+            if model is None:
+                self._work.clear()
+                continue
+            lane = self._lanes[model]
+            formed = form_batch(
+                lane.waiting,
+                lane.latency,
+                now_s=self._clock(),
+                max_batch=self._max_batch,
+                max_bytes=limits.MAX_BATCH_BYTES,
+            )
+            for ticket in formed.hopeless:
+                self._dropped(ticket)
+                _settle(ticket, DeadlineExceeded("the deadline would pass before the answer"))
+            tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
+            if tickets:
+                await self._run(model, lane, tickets)
+
+    def _dropped(self, ticket: Ticket) -> None:
+        """An admitted request left the queue unanswered, as it would be late."""
+        self._observer.dropped(ticket.model)
+        if not ticket.uploaded_late:
+            self._margin.observe(ticket.left_at_admission_ms, math.inf)
+
+    def _most_urgent(self) -> ModelKey | None:
+        """The model whose earliest deadline comes first."""
+        heads = [
+            (head[0], model)
+            for model, lane in self._lanes.items()
+            if (head := lane.waiting.earliest()) is not None
+        ]
+        return min(heads)[1] if heads else None
+
+    async def _run(self, model: ModelKey, lane: _Lane, tickets: list[Ticket]) -> None:
+        started_s = self._clock()
+        self._running = _Running(model, len(tickets), started_s)
+        batch = [ImageInput(ticket.image, ticket.top_k) for ticket in tickets]
+        try:
+            outcome = await self._executor.run(model, batch)
+        except Exception as error:
+            if not isinstance(error, NearfarError):
+                _LOG.exception("the executor failed in a way nobody foresaw")
+                error = BrokerFault("the broker failed on this batch; it is logged")
+            self._observer.batch_lost(model, len(tickets))
+            for ticket in tickets:
+                _settle(ticket, type(error)(error.detail))
+            return
+        except asyncio.CancelledError:
+            for ticket in tickets:
+                _settle(ticket, Overloaded(_SHUTTING_DOWN))
+            raise
+        finally:
+            self._running = None
+        now_s = self._clock()
+        duration_ms = (now_s - started_s) * 1e3
+        self._observer.batch_ran(model, len(tickets), duration_ms)
+        answered = 0
+        for ticket, result in zip(tickets, outcome.results, strict=True):
+            if not ticket.uploaded_late:
+                error_ms = (now_s - ticket.predicted_finish_s) * 1e3
+                self._margin.observe(ticket.left_at_admission_ms, error_ms)
+            if isinstance(result, NearfarError):
+                _settle(ticket, result)
+                continue
+            answered += 1
+            queue_ms = (started_s - ticket.queued_s) * 1e3
+            _settle(ticket, Answer(result, queue_ms=queue_ms, inference_ms=duration_ms))
+        if answered:  # what failed to decode did not go through the model
+            lane.latency.observe(answered, duration_ms, now_s)
+
+
+def _settle(ticket: Ticket, outcome: Answer | NearfarError) -> None:
+    """Wake the request that waits for this, if it still does.
+
+    Errors travel as results: a future's exception that nobody collects would be logged.
+    """
+    if ticket.outcome is not None and not ticket.outcome.done():
+        ticket.outcome.set_result(outcome)

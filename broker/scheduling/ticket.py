@@ -1,0 +1,56 @@
+"""One request inside the broker, from its headers to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from broker.models.servable import ModelKey
+from broker.scheduling.queue import Place
+from edge_runtime.contract.errors import NearfarError
+from edge_runtime.contract.tasks.classification import Prediction
+
+__all__ = ["Answer", "Ticket"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a ticket became, and how long its parts took, in milliseconds."""
+
+    predictions: tuple[Prediction, ...]
+    queue_ms: float
+    inference_ms: float
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """Admitted: it holds one place, and the bytes its body may have, until released."""
+
+    model: ModelKey
+    deadline_s: float
+    """On the scheduler's clock."""
+    upload_bytes: int
+    left_at_admission_ms: float = 0.0
+    predicted_start_s: float = 0.0
+    predicted_finish_s: float = 0.0
+    """When its batch and its answer were expected, on the same clock."""
+    uploaded_late: bool = False
+    """Its body came after its batch should have started: what follows is not our doing."""
+    probe: bool = False
+    """Let in to measure T(b) anew: it is not dropped for a prediction, only when late."""
+    place: Place | None = None
+    """Where it stands, while it uploads or waits."""
+    image: bytes = b""
+    top_k: int | None = None
+    queued_s: float = 0.0
+    outcome: asyncio.Future[Answer | NearfarError] | None = None
+    """Present once the body has arrived."""
+
+    @property
+    def still_wanted(self) -> bool:
+        """Whether anyone waits for it: the client may have left meanwhile."""
+        return self.outcome is not None and not self.outcome.done()
+
+    def left_ms(self, now_s: float) -> float:
+        """Milliseconds to the deadline; negative once it has passed."""
+        return (self.deadline_s - now_s) * 1e3

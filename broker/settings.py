@@ -1,0 +1,121 @@
+"""Every setting of a broker, in one frozen struct, checked before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from broker.executors.base import Device
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import ConfigError
+
+__all__ = ["Settings", "build_settings", "is_spec"]
+
+_SPEC = re.compile(r"[a-z]+:.+", re.DOTALL)
+_ORIGIN = re.compile(
+    r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?"
+)
+
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+
+
+def _spare_cores() -> int:
+    """All cores of this process but one, which the front process keeps."""
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``nearfar serve`` was told, with defaults for the rest."""
+
+    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_MODELS)]
+    """Servable folders, folders of servables, or specs to export first (``zoo:NAME``)."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8080
+    """0: any free one."""
+    keys: str | None = None
+    """Key file; None: nobody is asked for a key, which only loopback allows."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may call the broker; ``*``: all of them."""
+    executor: str = "worker"
+    device: Device = "auto"
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = msgspec.field(
+        default_factory=_spare_cores
+    )
+    """Threads of one forward pass on the CPU."""
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_BATCH)] = 8
+    max_queue: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_QUEUE)] = limits.MAX_QUEUE
+    """Requests that upload or wait, of all models together."""
+    max_connections: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_CONNECTIONS)] = 1024
+    drain_timeout_s: Seconds = 10.0
+    """How long a shutdown waits for what is in flight."""
+    hang_timeout_s: Seconds = 30.0
+    """A worker that gives no sign of life for so long during a batch is replaced."""
+    start_timeout_s: Seconds = 300.0
+    """Loading the models."""
+
+    def check(self) -> None:
+        """Raise ``ConfigError`` where settings make no sense together."""
+        if not is_loopback(self.host) and self.keys is None:
+            raise ConfigError(
+                f"{self.host!r} can be reached from other machines: pass --keys FILE "
+                "(nearfar keys add makes it), or bind 127.0.0.1"
+            )
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"CORS origin {origin!r} must be like https://app.example, without a path"
+                )
+        if "*" in self.cors_origins and len(self.cors_origins) > 1:
+            raise ConfigError("CORS origin '*' already allows every other one: pass it alone")
+        if len(set(self.models)) != len(self.models):
+            raise ConfigError("the same --models value is given twice")
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The ``models`` that are folders."""
+        return tuple(Path(model) for model in self.models if not is_spec(model))
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The ``models`` to export first."""
+        return tuple(model for model in self.models if is_spec(model))
+
+
+def build_settings(**values: Any) -> Settings:
+    """Settings from names and values. ``ConfigError`` on an unknown name or a bad value."""
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"settings: {error}") from None
+    settings.check()
+    return settings
+
+
+def is_spec(model: str) -> bool:
+    """Whether a ``--models`` value names something to export (``zoo:digits-large``)."""
+    return _SPEC.fullmatch(model) is not None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can be reached from this machine only. Raises ``ConfigError``."""
+    try:
+        return _is_loopback_address(host)
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ConfigError(f"host {host!r} is no address of this machine") from None
+    return all(_is_loopback_address(str(info[4][0])) for info in found)
+
+
+def _is_loopback_address(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

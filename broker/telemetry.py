@@ -1,0 +1,158 @@
+"""Metrics for Prometheus, in a registry of the broker's own.
+
+Label values come from bounded sets (routes, statuses, error codes, served models): never a
+tenant, a key, an address or anything of an image.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from broker.executors.base import Executor
+from broker.models.servable import ModelKey
+from broker.scheduling.scheduler import Scheduler
+
+__all__ = ["METRICS_CONTENT_TYPE", "Telemetry"]
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Telemetry:
+    """What the broker counts. Also the scheduler's ``Observer``."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "nearfar_requests",
+            "Requests answered, by route and HTTP status.",
+            ("route", "status"),
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "nearfar_request_seconds",
+            "From the end of the headers to the end of the answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._errors = Counter(
+            "nearfar_errors", "Error answers, by code.", ("code",), registry=self.registry
+        )
+        self._upload_bytes = Counter(
+            "nearfar_upload_bytes", "Bytes of image bodies read.", registry=self.registry
+        )
+        self._queue_seconds = Histogram(
+            "nearfar_queue_seconds",
+            "Wait of an answered request for its batch.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_seconds = Histogram(
+            "nearfar_batch_seconds",
+            "One batch in its executor, decoding included.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._batch_images = Histogram(
+            "nearfar_batch_images",
+            "Images of one batch.",
+            ("model",),
+            buckets=_BATCH_SIZES,
+            registry=self.registry,
+        )
+        self._batches_lost = Counter(
+            "nearfar_batches_lost",
+            "Batches that failed as a whole.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._dropped = Counter(
+            "nearfar_dropped",
+            "Requests that left the queue because they would be late.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._malformed = Counter(
+            "nearfar_malformed_requests",
+            "Connections closed because what came was no HTTP.",
+            registry=self.registry,
+        )
+        self._connections = Gauge(
+            "nearfar_connections", "Open connections.", registry=self.registry
+        )
+
+    def watch(self, scheduler: Scheduler, executor: Executor, models: tuple[ModelKey, ...]) -> None:
+        """Show what these say of themselves, asked at every scrape."""
+        queued = Gauge(
+            "nearfar_queued", "Requests that upload or wait.", ("model",), registry=self.registry
+        )
+        for model in models:
+            queued.labels(model.name).set_function(
+                lambda model=model: scheduler.queued(model)  # type: ignore[misc]
+            )
+        ready = Gauge(
+            "nearfar_executor_ready", "1 when a batch can run now.", registry=self.registry
+        )
+        ready.set_function(lambda: float(executor.stats().ready))
+        restarts = Gauge(
+            "nearfar_executor_restarts", "Restarts of the worker.", registry=self.registry
+        )
+        restarts.set_function(lambda: executor.stats().restarts)
+
+    # What the HTTP layer tells ---------------------------------------------------
+
+    def request_answered(self, route: str, status: int, seconds: float) -> None:
+        """One answer went out."""
+        self._requests.labels(route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def error_answered(self, code: str) -> None:
+        """It was an error."""
+        self._errors.labels(code).inc()
+
+    def body_read(self, size_bytes: int) -> None:
+        """One image arrived."""
+        self._upload_bytes.inc(size_bytes)
+
+    def image_answered(self, model: str, queue_ms: float) -> None:
+        """One image was answered after waiting so long for its batch."""
+        self._queue_seconds.labels(model).observe(queue_ms / 1e3)
+
+    def malformed_request(self) -> None:
+        """Something came that is no HTTP."""
+        self._malformed.inc()
+
+    def connections_changed(self, open_now: int) -> None:
+        """A connection came or went."""
+        self._connections.set(open_now)
+
+    # What the scheduler tells ------------------------------------------------------
+
+    def batch_ran(self, model: ModelKey, images: int, duration_ms: float) -> None:
+        """A batch came back."""
+        self._batch_images.labels(model.name).observe(images)
+        self._batch_seconds.labels(model.name).observe(duration_ms / 1e3)
+
+    def batch_lost(self, model: ModelKey, images: int) -> None:
+        """A batch failed as a whole."""
+        self._batches_lost.labels(model.name).inc()
+
+    def dropped(self, model: ModelKey) -> None:
+        """A request left the queue because it would be late."""
+        self._dropped.labels(model.name).inc()
+
+    def exposition(self) -> bytes:
+        """All metrics in the Prometheus text format."""
+        return generate_latest(self.registry)

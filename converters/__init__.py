@@ -1,0 +1,1 @@
+"""From a trained model to a bundle of mobile variants that are proven right."""

@@ -1,0 +1,329 @@
+"""From a SOURCE to a bundle: plan, prepare, convert each variant, prove, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from converters.bundle_writer import (
+    add_variant_files,
+    build_manifest,
+    default_name,
+    labels_record,
+    provenance,
+    write_calibration_record,
+    write_manifest,
+)
+from converters.dataset import Dataset, image_digests
+from converters.golden import write_golden_images
+from converters.jobs import (
+    Artifact,
+    ConvertJob,
+    Job,
+    JobResult,
+    Prepared,
+    PrepareJob,
+    RoundJob,
+    SourceRequest,
+)
+from converters.recipes import RECIPES, REFUSED, Recipe
+from converters.supervisor import JobError, Listener, Supervisor
+from converters.verify.gates import DEFAULT_GATES
+from converters.verify.verify import Options, Report, VariantReport, measure_bundle
+from edge_runtime.bundle import Bundle
+from edge_runtime.contract.errors import (
+    CalibrationError,
+    NearfarError,
+    PrecisionRefused,
+)
+from edge_runtime.contract.files import atomic_directory
+from edge_runtime.contract.manifest import (
+    CalibrationRecord,
+    Format,
+    Manifest,
+    Precision,
+    Quality,
+    Variant,
+)
+
+__all__ = ["Conversion", "Outcome", "Target", "convert", "plan"]
+
+_METHOD = "min-max over all images; weights by GPTQ rounding"
+_CHECK_IMAGES = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One variant to write."""
+
+    format: Format
+    precision: Precision
+    recipe: Recipe
+
+    @property
+    def id(self) -> str:
+        """``tflite-int8``."""
+        return f"{self.format}-{self.precision}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """Everything the command line asks for."""
+
+    source: SourceRequest
+    targets: Sequence[Target]
+    output: Path
+    calibration: Dataset | None = None
+    name: str | None = None
+    version: str = "1.0.0"
+    force: bool = False
+    jobs: int = 1
+    listener: Listener | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What was written, and what each job cost."""
+
+    bundle: str
+    manifest: Manifest
+    report: Report
+    seconds: dict[str, float]
+    peak_rss_bytes: dict[str, int]
+    labels_given: bool
+
+
+def plan(
+    formats: Sequence[Format], precisions: Sequence[Precision]
+) -> tuple[list[Target], list[str]]:
+    """The variants to write, and a sentence for each combination that cannot be.
+
+    Raises ``PrecisionRefused`` when a requested format or precision would get nothing.
+    """
+    targets = []
+    refused = []
+    for format_name in formats:
+        for precision in precisions:
+            recipe = RECIPES.get((format_name, precision))
+            if recipe is None:
+                reason = REFUSED.get((format_name, precision), "not offered")
+                refused.append(f"{format_name} {precision}: {reason}")
+            else:
+                targets.append(Target(format=format_name, precision=precision, recipe=recipe))
+    made_formats = {target.format for target in targets}
+    made_precisions = {target.precision for target in targets}
+    if set(formats) - made_formats or set(precisions) - made_precisions:
+        raise PrecisionRefused("; ".join(refused))
+    return targets, refused
+
+
+def convert(request: Conversion) -> Outcome:
+    """Write the bundle, or raise and leave no trace of one.
+
+    A variant that fails its gate is in the bundle, marked ``ship: false``, and the
+    outcome's report says so. Raises the errors of every stage, typed.
+    """
+    needs_calibration = [t.id for t in request.targets if t.recipe.calibrated]
+    if needs_calibration and request.calibration is None:
+        raise CalibrationError(
+            f"{', '.join(needs_calibration)}: int8 needs real images of the kind the app will "
+            "see: pass --calib DIR (about 100 images), or leave int8 out of --precision"
+        )
+    with (
+        atomic_directory(request.output, replace=request.force) as root,
+        tempfile.TemporaryDirectory(prefix="nearfar-convert-") as scratch,
+    ):
+        return _Run(request, root, Path(scratch)).run()
+
+
+class _Run:
+    """One conversion: its folders, child processes and costs."""
+
+    def __init__(self, request: Conversion, root: Path, work: Path) -> None:
+        self.request = request
+        self.root = root
+        self.work = work
+        self.supervisor = Supervisor(work, jobs=request.jobs, listener=request.listener)
+        self.seconds: dict[str, float] = {}
+        self.peak: dict[str, int] = {}
+
+    def run(self) -> Outcome:
+        request = self.request
+        calibrated = any(target.recipe.calibrated for target in request.targets)
+        golden = write_golden_images(self.root / "golden")
+        prepared = self._prepare(golden, calibrated)
+        record = self._calibration_record() if calibrated else None
+        if calibrated:
+            self._call(
+                "weights",
+                RoundJob(
+                    source=request.source,
+                    calibration=str(self.root / "reference" / "calibration.npy"),
+                    out_file=str(self.work / "rounded.safetensors"),
+                ),
+            )
+        artifacts = self._convert_all(prepared)
+        (self.root / "reference" / "calibration.npy").unlink(missing_ok=True)
+        manifest = self._write(prepared, golden, record, artifacts)
+        report = self._measure()
+        manifest = _with_quality(manifest, report, "calibration" if calibrated else "golden")
+        write_manifest(self.root, manifest)
+        return Outcome(
+            bundle=str(request.output),
+            manifest=manifest,
+            report=report,
+            seconds=self.seconds,
+            peak_rss_bytes=self.peak,
+            labels_given=prepared.labels_given,
+        )
+
+    def _note(self, name: str, result: JobResult) -> None:
+        self.seconds[name] = round(result.seconds, 2)
+        self.peak[name] = result.peak_rss_bytes
+
+    def _call(self, name: str, job: Job) -> JobResult:
+        result = self.supervisor.run(name, job)
+        self._note(name, result)
+        return result
+
+    def _prepare(self, golden: Sequence[Path], calibrated: bool) -> Prepared:
+        reference = self.root / "reference"
+        reference.mkdir()
+        data = self.request.calibration if calibrated else None
+        result = self._call(
+            "reference",
+            PrepareJob(
+                source=self.request.source,
+                out_dir=str(reference),
+                golden=[str(path) for path in golden],
+                calibration=[str(path) for path in data.files] if data else [],
+                calibration_classes=list(data.classes) if data and data.classes else [],
+            ),
+        )
+        for path in golden:
+            (reference / path.with_suffix(".f32").name).rename(path.with_suffix(".f32"))
+        assert isinstance(result.answer, Prepared)  # noqa: S101  # what a PrepareJob answers
+        return result.answer
+
+    def _calibration_record(self) -> CalibrationRecord:
+        assert self.request.calibration is not None  # noqa: S101  # checked by convert
+        digests = image_digests(self.request.calibration.files)
+        return write_calibration_record(self.root, digests, _METHOD)
+
+    def _convert_all(self, prepared: Prepared) -> list[tuple[Format, Precision, str, Artifact]]:
+        """Variants that start from nothing first, then those that start from an fp32 file."""
+        targets = list(self.request.targets)
+        made: dict[str, tuple[Path, Artifact]] = {}
+        for format_name in {t.format for t in targets if t.recipe.from_fp32}:
+            if not any(t.id == f"{format_name}-fp32" for t in targets):
+                base = RECIPES[(format_name, "fp32")]
+                targets.append(Target(format=format_name, precision="fp32", recipe=base))
+        for wave in (False, True):
+            chosen = [t for t in targets if t.recipe.from_fp32 is wave]
+            jobs: list[tuple[str, Job]] = [(t.id, self._job(t, prepared, made)) for t in chosen]
+            for target, result in zip(chosen, self.supervisor.run_all(jobs), strict=True):
+                if isinstance(result, JobError):
+                    raise _failure(target.id, result)
+                self._note(target.id, result)
+                assert isinstance(result.answer, Artifact)  # noqa: S101
+                made[target.id] = (self.work / target.id / result.answer.path, result.answer)
+        return [
+            (
+                target.format,
+                target.precision,
+                add_variant_files(self.root, target.format, target.precision, made[target.id][0]),
+                made[target.id][1],
+            )
+            for target in self.request.targets
+        ]
+
+    def _job(
+        self, target: Target, prepared: Prepared, made: dict[str, tuple[Path, Artifact]]
+    ) -> ConvertJob:
+        out_dir = self.work / target.id
+        out_dir.mkdir(exist_ok=True)
+        calibrated = target.recipe.calibrated
+        base = made[f"{target.format}-fp32"][0] if target.recipe.from_fp32 else None
+        return ConvertJob(
+            source=self.request.source,
+            format=target.format,
+            precision=target.precision,
+            out_dir=str(out_dir),
+            inputs=prepared.inputs,
+            outputs=prepared.outputs,
+            calibration=str(self.root / "reference" / "calibration.npy") if calibrated else None,
+            rounded=str(self.work / "rounded.safetensors") if calibrated else None,
+            base=str(base) if base else None,
+        )
+
+    def _write(
+        self,
+        prepared: Prepared,
+        golden: Sequence[Path],
+        record: CalibrationRecord | None,
+        artifacts: Sequence[tuple[Format, Precision, str, Artifact]],
+    ) -> Manifest:
+        tools = dict(prepared.tools)
+        for _, _, _, artifact in artifacts:
+            tools.update(artifact.tools)
+        labels = labels_record(self.root, prepared.labels)
+        manifest = build_manifest(
+            self.root,
+            name=self.request.name or default_name(self.request.source.source),
+            bundle_version=self.request.version,
+            prepared=prepared,
+            golden=golden,
+            artifacts=artifacts,
+            origin=provenance(self.request.source, prepared, tools, record),
+            labels=labels,
+        )
+        write_manifest(self.root, manifest)
+        return manifest
+
+    def _measure(self) -> Report:
+        """Run every saved file where it will run, before anyone sees the bundle."""
+        bundle = Bundle.open(self.root)
+        data = self.request.calibration
+        if data is None or bundle.manifest.provenance.calibration is None:
+            files = tuple(bundle.root / vector.image for vector in bundle.manifest.golden)
+        else:
+            step = max(1, len(data.files) // _CHECK_IMAGES)
+            files = data.files[::step][:_CHECK_IMAGES]
+        options = Options(
+            gates=DEFAULT_GATES, jobs=self.request.jobs, listener=self.request.listener
+        )
+        return measure_bundle(bundle, Dataset(files=files), options)
+
+
+def _failure(target_id: str, error: JobError) -> NearfarError:
+    """The child's own error, with the variant's name in front."""
+    return type(error.cause)(f"{target_id}: {error.cause.detail}")
+
+
+def _with_quality(manifest: Manifest, report: Report, data: str) -> Manifest:
+    figures = {entry.id: entry for entry in report.variants}
+    variants = tuple(_judged(variant, figures[variant.id], data) for variant in manifest.variants)
+    return msgspec.structs.replace(manifest, variants=variants)
+
+
+def _judged(variant: Variant, entry: VariantReport, data: str) -> Variant:
+    quality = Quality(
+        data="calibration" if data == "calibration" else "golden",
+        images=entry.images,
+        sqnr_db_mean=round(entry.sqnr_db or 0.0, 2),
+        sqnr_db_min=round(entry.sqnr_db_min or 0.0, 2),
+        max_abs=entry.max_abs or 0.0,
+        agreement=entry.agreement or 0.0,
+        size_ratio=round(entry.size_ratio or 0.0, 4),
+        passed=entry.passed,
+        reasons=entry.reasons,
+    )
+    return msgspec.structs.replace(
+        variant,
+        quality=quality,
+        ship=entry.passed,
+        peak_ram_bytes=entry.peak_ram_bytes or 0,
+    )

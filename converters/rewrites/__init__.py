@@ -1,0 +1,1 @@
+"""Changes to a model before conversion, each with its own equality check."""

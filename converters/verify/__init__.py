@@ -1,0 +1,1 @@
+"""Proof: every saved file of a bundle against its reference, on real images."""

@@ -1,0 +1,1 @@
+"""Documentation, and the program that keeps its quotations true."""

@@ -1,0 +1,69 @@
+"""Every bound on input from outside, in one place.
+
+Passing one raises ``LimitExceeded`` or the narrower error named beside it. Sizes are
+bytes, times milliseconds, unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Images -----------------------------------------------------------------------
+MAX_IMAGE_BYTES: Final = 8 * 2**20
+"""One encoded image: a 12-megapixel phone JPEG is about 3 MB. ``ImageTooLarge``."""
+MAX_IMAGE_PIXELS: Final = 50_000_000
+"""Width x height, read from the header before anything is decoded. ``ImageTooLarge``."""
+MAX_IMAGE_SIDE: Final = 32_768
+"""Width or height. ``ImageTooLarge``."""
+MAX_ASPECT_RATIO: Final = 64
+"""Longer over shorter side where a resize keeps the ratio: 32768 x 1 pixels fit into 200
+bytes and would grow to gigabytes when the shorter side is scaled up. ``ImageTooLarge``."""
+
+# Bundles and servables --------------------------------------------------------
+MAX_MANIFEST_BYTES: Final = 4 * 2**20
+MAX_BUNDLE_FILES: Final = 4096
+MAX_BUNDLE_FILE_BYTES: Final = 4 * 2**30
+MAX_VARIANTS: Final = 64
+MAX_PATH_CHARS: Final = 240
+MAX_NAME_CHARS: Final = 128
+MAX_TEXT_CHARS: Final = 4096
+MAX_LABELS: Final = 100_000
+MAX_LABEL_CHARS: Final = 256
+MAX_LABELS_BYTES: Final = 8 * 2**20
+
+# Tensors ----------------------------------------------------------------------
+MAX_TENSOR_RANK: Final = 8
+MAX_TENSOR_DIM: Final = 2**20
+MAX_TENSOR_ELEMENTS: Final = 2**28
+MAX_TENSORS: Final = 64
+
+# Wire -------------------------------------------------------------------------
+MAX_DEADLINE_MS: Final = 600_000
+DEFAULT_DEADLINE_MS: Final = 1_000
+MAX_TOP_K: Final = 1_000
+MAX_HEADER_CHARS: Final = 1_024
+"""One of our own header values, ``Server-Timing`` included."""
+MAX_ANSWER_BYTES: Final = 32 * 2**20
+"""What a device reads of one answer."""
+
+# Broker -----------------------------------------------------------------------
+MAX_BATCH: Final = 256
+MAX_QUEUE: Final = 4096
+MAX_KEYS_FILE_BYTES: Final = 2**20
+MAX_MODELS: Final = 256
+MAX_KEYS: Final = 4096
+MAX_CONNECTIONS: Final = 65_536
+MAX_BATCH_BYTES: Final = 64 * 2**20
+"""Encoded images of one batch together."""
+MAX_UPLOAD_BYTES_IN_FLIGHT: Final = 512 * 2**20
+"""Bodies announced or held at one time. ``Overloaded``."""
+MAX_BODY_MS: Final = 30_000
+"""Reading one body. ``UploadStalled``."""
+MAX_BODY_IDLE_MS: Final = 10_000
+"""Between two pieces of a body. ``UploadStalled``."""
+MAX_HEADER_BLOCK_MS: Final = 10_000
+"""From the first byte of a request to the end of its headers. The connection is closed."""
+
+# Evaluation and calibration folders --------------------------------------------
+MAX_DATASET_FILES: Final = 200_000
+MAX_CSV_BYTES: Final = 64 * 2**20

@@ -1,0 +1,151 @@
+"""Put the parts of an ``EdgeRuntime`` together, and take them apart again."""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+
+import msgspec
+
+from edge_runtime.bundle import Bundle
+from edge_runtime.conditions import Conditions, ConditionsSource
+from edge_runtime.contract.errors import BackendUnavailable, ConfigError, NearfarError
+from edge_runtime.contract.tasks import ClassificationTask
+from edge_runtime.local import LocalModel
+from edge_runtime.offload.endpoint import check_api_key, check_broker_url
+from edge_runtime.offload.transport import Transport
+from edge_runtime.offload.uplink import Uplink
+from edge_runtime.policies.base import Policy, Prices
+from edge_runtime.policies.registry import find_policy
+from edge_runtime.variants import select_variant
+
+__all__ = [
+    "Engine",
+    "choose_policy",
+    "classification_task",
+    "close_parts",
+    "connect",
+    "load_local",
+    "open_transport",
+]
+
+
+class Engine(msgspec.Struct, frozen=True, kw_only=True):
+    """What every request of one runtime shares."""
+
+    policy: Policy
+    local: LocalModel | None
+    local_error: NearfarError | None
+    """Why ``local`` is None although the policy would use it."""
+    uplink: Uplink | None
+    conditions: ConditionsSource
+    prices: Prices
+
+
+def choose_policy(policy: str | Policy, *, connected: bool) -> Policy:
+    """The policy by name or as given. Raises ``ConfigError``."""
+    chosen = find_policy(policy) if isinstance(policy, str) else policy
+    if not isinstance(chosen, Policy):
+        raise ConfigError("policy must be a name or an object with the members of Policy")
+    if not chosen.uses_local and not connected:
+        raise ConfigError(f"{chosen.name} needs a broker: pass broker=URL")
+    return chosen
+
+
+def classification_task(bundle: Bundle) -> ClassificationTask:
+    """The bundle's task. Raises ``ConfigError`` for another one than classification."""
+    task = bundle.manifest.task
+    if not isinstance(task, ClassificationTask):
+        raise ConfigError(
+            f"{bundle.manifest.name} is no classification bundle: this runtime answers "
+            "classification only"
+        )
+    return task
+
+
+def open_transport(
+    broker: str | None,
+    transport: Transport | None,
+    *,
+    api_key: str | None,
+    tls: ssl.SSLContext | None,
+    allow_plain_http: bool,
+) -> Transport | None:
+    """The transport to use, if any; nothing is connected yet.
+
+    Raises ``ConfigError``, or ``BackendUnavailable`` when aiohttp is not installed.
+    """
+    if broker is not None and transport is not None:
+        raise ConfigError("pass broker= or transport=, not both")
+    if api_key is not None:
+        check_api_key(api_key)
+    if broker is None:
+        return transport
+    check_broker_url(broker, with_key=api_key is not None and not allow_plain_http)
+    try:
+        from edge_runtime.offload.client import AiohttpTransport
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"a broker needs {error.name}, which is not installed: pip install 'nearfar[edge]'"
+        ) from None
+    return AiohttpTransport(broker, tls=tls)
+
+
+def load_local(
+    bundle: Bundle,
+    variant: str,
+    *,
+    fits_ms: float,
+    threads: int,
+    connected: bool,
+) -> tuple[LocalModel | None, NearfarError | None]:
+    """The local model, or why there is none although a broker can answer instead."""
+    try:
+        return LocalModel(
+            lambda: select_variant(bundle, variant, fits_ms=fits_ms, threads=threads)
+        ), None
+    except BackendUnavailable as error:
+        if variant != "auto" or not connected:
+            raise
+        return None, error  # as in Firebase: the cloud steps in where no model runs
+
+
+def connect(
+    transport: Transport,
+    bundle: Bundle,
+    *,
+    cloud_model: str | None,
+    api_key: str | None,
+    conditions: Conditions,
+    early: bool,
+) -> Uplink:
+    """Start the network thread; ``early``: open a connection at once unless data is spared."""
+    assert bundle.manifest.labels is not None  # noqa: S101  # a classification bundle has them
+    uplink = Uplink(
+        transport,
+        labels=bundle.labels,
+        labels_sha256=bundle.manifest.labels.sha256,
+        cloud_model=cloud_model,
+        api_key=api_key,
+        link_type=conditions.link_type,
+        random=random.random,
+    )
+    if early and conditions.data_saver is not True:
+        uplink.prewarm(forced=True)
+    return uplink
+
+
+def close_parts(local: LocalModel | None, uplink: Uplink | None) -> None:
+    """Network first: what was being uploaded falls back to the local model, which ends then.
+
+    The garbage collector may call this in one of the threads to be ended; another one does
+    it then, since no thread can wait for itself.
+    """
+    if threading.current_thread().name.startswith("nearfar-"):
+        threading.Thread(target=close_parts, args=(local, uplink)).start()
+        return
+    if uplink is not None:
+        uplink.close()
+    if local is not None:
+        local.close()

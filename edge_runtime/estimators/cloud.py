@@ -1,0 +1,52 @@
+"""How long the broker itself takes: waiting in its queue, and running the model."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from edge_runtime.contract.wire import ServerTiming
+
+__all__ = ["CloudEstimator"]
+
+_ALPHA = 1 / 4
+_HINT_TAU_S = 5.0
+
+
+class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
+    """Means from ``Server-Timing``, and the queue delay that the broker announced last."""
+
+    queue_mean_ms: float = 5.0
+    inference_mean_ms: float = 30.0
+    samples: int = 0
+    hint_ms: float | None = None
+    hint_at_s: float = 0.0
+
+    def observe(
+        self, timing: ServerTiming, queue_delay_ms: float | None, now_s: float
+    ) -> CloudEstimator:
+        """One answer's headers; what they leave out stays as it was."""
+        state = self
+        if timing.queue_ms is not None or timing.inference_ms is not None:
+            state = msgspec.structs.replace(
+                state,
+                queue_mean_ms=self._step(self.queue_mean_ms, timing.queue_ms),
+                inference_mean_ms=self._step(self.inference_mean_ms, timing.inference_ms),
+                samples=self.samples + 1,
+            )
+        if queue_delay_ms is not None:
+            state = msgspec.structs.replace(state, hint_ms=float(queue_delay_ms), hint_at_s=now_s)
+        return state
+
+    def _step(self, mean: float, sample: float | None) -> float:
+        if sample is None:
+            return mean
+        return sample if self.samples == 0 else mean + _ALPHA * (sample - mean)
+
+    def queue_ms(self, now_s: float) -> float:
+        """Predicted wait: the broker's own announcement, fading into the mean within seconds."""
+        if self.hint_ms is None:
+            return self.queue_mean_ms
+        trust = math.exp(-max(0.0, now_s - self.hint_at_s) / _HINT_TAU_S)
+        return trust * self.hint_ms + (1.0 - trust) * self.queue_mean_ms

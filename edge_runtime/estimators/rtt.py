@@ -1,0 +1,59 @@
+"""Round-trip time after RFC 6298: a smoothed mean and its mean deviation."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import msgspec
+
+__all__ = ["RTT_PRIORS_MS", "RttEstimator"]
+
+RTT_PRIORS_MS: Final[dict[str, float]] = {
+    "ethernet": 15.0,
+    "wifi": 25.0,
+    "5g": 40.0,
+    "lte": 60.0,
+    "3g": 150.0,
+    "unknown": 60.0,
+}
+"""Before the first sample; typical pings by link type, rounded."""
+
+_ALPHA = 1 / 8
+_BETA = 1 / 4
+_GRANULARITY_MS = 1.0
+_MIN_RTO_MS = 1000.0
+
+
+class RttEstimator(msgspec.Struct, frozen=True, kw_only=True):
+    """SRTT and RTTVAR in milliseconds."""
+
+    srtt_ms: float
+    rttvar_ms: float
+    samples: int = 0
+
+    @classmethod
+    def prior(cls, link_type: str = "unknown") -> RttEstimator:
+        """What to believe before the first sample."""
+        rtt_ms = RTT_PRIORS_MS.get(link_type, RTT_PRIORS_MS["unknown"])
+        return cls(srtt_ms=rtt_ms, rttvar_ms=rtt_ms / 2)
+
+    def observe(self, rtt_ms: float) -> RttEstimator:
+        """One sample. The first sets SRTT = R, RTTVAR = R/2 (RFC 6298 section 2.2)."""
+        if not math.isfinite(rtt_ms) or rtt_ms < 0:
+            return self
+        if self.samples == 0:
+            return RttEstimator(srtt_ms=rtt_ms, rttvar_ms=rtt_ms / 2, samples=1)
+        rttvar_ms = (1 - _BETA) * self.rttvar_ms + _BETA * abs(self.srtt_ms - rtt_ms)
+        srtt_ms = (1 - _ALPHA) * self.srtt_ms + _ALPHA * rtt_ms
+        return RttEstimator(srtt_ms=srtt_ms, rttvar_ms=rttvar_ms, samples=self.samples + 1)
+
+    @property
+    def deviation_ms(self) -> float:
+        """Standard deviation of a normal with this mean deviation (times sqrt(pi / 2))."""
+        return self.rttvar_ms * math.sqrt(math.pi / 2)
+
+    @property
+    def rto_ms(self) -> float:
+        """Retransmission timeout; TCP forgets its window after this much idle (RFC 5681)."""
+        return max(_MIN_RTO_MS, self.srtt_ms + max(_GRANULARITY_MS, 4 * self.rttvar_ms))

@@ -1,0 +1,158 @@
+"""The local model: one thread that alone touches it, and a line of images before it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import msgspec
+import numpy as np
+
+from edge_runtime.contract import preprocess
+from edge_runtime.contract.errors import InferenceError, NearfarError
+from edge_runtime.contract.manifest import Variant
+from edge_runtime.contract.tasks import ClassificationTask, Prediction
+from edge_runtime.contract.tasks.classification import postprocess
+from edge_runtime.contract.tensors import pack_image
+from edge_runtime.estimators import LocalEstimator
+from edge_runtime.photo import Photo
+from edge_runtime.policies.base import LocalOutlook
+from edge_runtime.results import Measured, VariantStatus
+from edge_runtime.runtimes.base import LoadedModel
+
+__all__ = ["LocalAnswer", "LocalModel", "LocalPipeline", "Selection"]
+
+
+class LocalPipeline:
+    """Decode, pre-process, run, post-process. Not thread-safe: one caller at a time."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        variant: Variant,
+        task: ClassificationTask,
+        labels: tuple[str, ...],
+    ) -> None:
+        self.variant = variant
+        self._model = model
+        self._task = task
+        self._labels = labels
+
+    def answer(self, photo: Photo, top_k: int | None = None) -> tuple[Prediction, ...]:
+        """Ranked classes. Raises ``ImageError``, ``InferenceError`` or ``TensorError``."""
+        try:
+            image = preprocess.apply(self.variant.preprocess, photo.pixels())
+            (output,) = self._model.run([pack_image(image, self._model.inputs[0])])
+            return postprocess(self._task, output.astype(np.float32), self._labels, top_k)
+        except NearfarError:
+            raise
+        except Exception as error:  # a backend's own exception
+            raise InferenceError(
+                f"{self.variant.id} failed ({type(error).__name__}: {error}): "
+                "choose another variant"
+            ) from error
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model.close()
+
+
+class Selection(msgspec.Struct, frozen=True, kw_only=True):
+    """The variant that was chosen, loaded and timed; see ``variants.py``."""
+
+    pipeline: LocalPipeline
+    reason: str
+    measured: tuple[Measured, ...]
+    latencies_ms: tuple[float, ...]
+
+
+class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the local model said, and how long it took."""
+
+    predictions: tuple[Prediction, ...]
+    wait_ms: float
+    run_ms: float
+
+
+class LocalModel:
+    """Owns the thread in which the model is loaded and run, first come, first served."""
+
+    def __init__(self, select: Callable[[], Selection]) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nearfar-local")
+        try:
+            self._selection = self._thread.submit(select).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
+        self._estimator = LocalEstimator.of(self._selection.latencies_ms)
+        self._lock = threading.Lock()
+        self._pending = 0
+
+    @property
+    def variant(self) -> Variant:
+        """The variant that runs."""
+        return self._selection.pipeline.variant
+
+    def outlook(self) -> LocalOutlook:
+        """Latency quantiles, and the wait of one more image."""
+        p50_ms = self._estimator.quantile_ms(0.5)
+        return LocalOutlook(
+            p50_ms=p50_ms,
+            p95_ms=self._estimator.quantile_ms(0.95),
+            queue_wait_ms=self._pending * p50_ms,
+        )
+
+    def status(self) -> VariantStatus:
+        """The same for people."""
+        outlook = self.outlook()
+        variant = self.variant
+        return VariantStatus(
+            variant=variant.id,
+            format=variant.format,
+            precision=variant.precision,
+            reason=self._selection.reason,
+            measured=self._selection.measured,
+            p50_ms=outlook.p50_ms,
+            p95_ms=outlook.p95_ms,
+            pending=self._pending,
+        )
+
+    def submit(self, photo: Photo, top_k: int | None) -> Future[LocalAnswer]:
+        """Put one image in line. The future can be cancelled until its turn comes.
+
+        It raises ``ImageError``, or what the runtime raises.
+        """
+        submitted = time.monotonic()
+        with self._lock:
+            self._pending += 1
+        try:
+            future = self._thread.submit(self._run, photo, top_k, submitted)
+        except RuntimeError:  # shut down meanwhile
+            with self._lock:
+                self._pending -= 1
+            raise InferenceError("this EdgeRuntime is closed: make a new one") from None
+        future.add_done_callback(self._leave)
+        return future
+
+    def _leave(self, _future: Future[LocalAnswer]) -> None:
+        with self._lock:
+            self._pending -= 1
+
+    def _run(self, photo: Photo, top_k: int | None, submitted: float) -> LocalAnswer:
+        started = time.monotonic()
+        predictions = self._selection.pipeline.answer(photo, top_k)
+        run_ms = (time.monotonic() - started) * 1e3
+        self._estimator = self._estimator.observe(run_ms)
+        return LocalAnswer(
+            predictions=predictions, wait_ms=(started - submitted) * 1e3, run_ms=run_ms
+        )
+
+    def close(self) -> None:
+        """Answer those in line, free the model, end the thread."""
+        try:
+            self._thread.submit(self._selection.pipeline.close).result()
+        except RuntimeError:
+            return  # closed before
+        self._thread.shutdown()

@@ -1,0 +1,354 @@
+"""One broker as this device sees it: asks it, learns from it, and leaves it alone in time.
+
+The coroutines run in the event loop of one background thread, which alone changes the
+state. Other threads read it through ``outlook`` and ``status``: every estimator is an
+immutable value, so a reader sees a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+
+import msgspec
+
+from edge_runtime.contract.errors import (
+    BrokerFault,
+    DeadlineExceeded,
+    LabelsMismatch,
+    ModelNotFound,
+    NearfarError,
+    NetworkUnreachable,
+    WireError,
+)
+from edge_runtime.contract.tasks import Prediction
+from edge_runtime.contract.wire import ModelRef, PredictAnswer, ServerTiming
+from edge_runtime.offload.discovery import ServedModel, choose_model, decode_models
+from edge_runtime.offload.health import Health
+from edge_runtime.offload.loop import LoopThread
+from edge_runtime.offload.measurements import Measurements
+from edge_runtime.offload.messages import (
+    health_request,
+    models_request,
+    predict_request,
+    read_answer,
+    refusal,
+)
+from edge_runtime.offload.transport import HttpRequest, HttpResponse, Transport
+from edge_runtime.policies.base import CloudOutlook, LinkOutlook
+from edge_runtime.results import BrokerStatus
+
+__all__ = ["CloudAnswer", "Uplink"]
+
+_BACKGROUND_S = 3.0
+"""A health or discovery request without an answer after this is a hard failure."""
+_WARM_PAUSE_S = 1.0
+_HOLD_S = 10.0
+
+
+class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What came back for one image."""
+
+    predictions: tuple[Prediction, ...]
+    model: ModelRef
+    timing: ServerTiming
+    total_ms: float
+
+
+class Uplink:
+    """The broker behind ``transport``, asked on behalf of a bundle with these labels."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        labels: tuple[str, ...],
+        labels_sha256: str,
+        cloud_model: str | None,
+        api_key: str | None,
+        link_type: str,
+        random: Callable[[], float],
+    ) -> None:
+        self._transport = transport
+        self._labels = labels
+        self._labels_sha256 = labels_sha256
+        self._wanted = cloud_model
+        self._api_key = api_key
+        self._health = Health(random)
+        self._measured = Measurements(link_type)
+        self._model: ServedModel | None = None
+        self.uploads = 0
+        self.uploaded_bytes = 0
+        self._busy = 0
+        self._in_flight_bytes = 0
+        self._warming: asyncio.Task[bool] | None = None
+        self._finding: asyncio.Task[ServedModel] | None = None
+        self._warmed_s = float("-inf")
+        self._closing = False
+        self._thread = LoopThread("nearfar-network")
+
+    # From any thread ---------------------------------------------------------------
+
+    def outlook(self, link_type: str) -> tuple[LinkOutlook, CloudOutlook]:
+        """What a policy may know now."""
+        now = time.monotonic()
+        self._measured.on_link(link_type)
+        link = self._measured.outlook(
+            now,
+            warm=self._connection_idle(),
+            setup_round_trips=self._setup_round_trips() + (self._model is None),
+            in_flight_bytes=self._in_flight_bytes,
+        )
+        held = self._health.held_error()
+        cloud = CloudOutlook(
+            queue_ms=self._measured.cloud.queue_ms(now),
+            inference_ms=self._measured.cloud.inference_mean_ms,
+            breaker=self._health.breaker.state,
+            obstacle=None if held is None else held.code,
+        )
+        return link, cloud
+
+    def status(self) -> BrokerStatus:
+        """The same for people."""
+        link, cloud = self.outlook("unknown")
+        model = self._model
+        return BrokerStatus(
+            model=None if model is None else f"{model.name}@{model.version}",
+            breaker=cloud.breaker,
+            obstacle=cloud.obstacle,
+            last_error=self._health.last_error,
+            connection_open=self._transport.open_connections > 0,
+            rate_bytes_per_s=self._measured.link.at(time.monotonic()).median_rate,
+            rate_log_deviation=link.log_rate_deviation,
+            rate_samples=link.samples,
+            rtt_ms=link.rtt_ms,
+            rtt_samples=self._measured.rtt.samples,
+            queue_ms=cloud.queue_ms,
+            inference_ms=cloud.inference_ms,
+        )
+
+    def submit(self, body: bytes, media_type: str, deadline_s: float) -> Future[CloudAnswer]:
+        """Upload one image; the future ends by ``deadline_s`` (``time.monotonic``).
+
+        It raises ``RemoteError``, ``WireError``, ``LabelsMismatch``, ``ImageError`` (the
+        broker's verdict) or ``ConfigError`` (several models fit). Cancelling it closes the
+        connection it uses.
+        """
+        try:
+            return self._thread.submit(self._offload(body, media_type, deadline_s))
+        except RuntimeError:
+            refused: Future[CloudAnswer] = Future()
+            refused.set_exception(NetworkUnreachable("this EdgeRuntime is being closed"))
+            return refused
+
+    def prewarm(self, *, forced: bool = False) -> Future[bool]:
+        """Open a connection, measure the round trip and find the model, in the background.
+
+        The future tells whether an upload could start now. While the breaker is open, this
+        is the health request that may close it, once its back-off is over. Without
+        ``forced`` nothing happens within a second of the last time.
+        """
+        now = time.monotonic()
+        ready = self._connection_idle() and self._model is not None
+        barred = self._health.breaker.state != "CLOSED" and not self._health.breaker.probe_due(now)
+        recent = self._warming is not None or now - self._warmed_s < _WARM_PAUSE_S
+        if not barred and (forced or not (ready or recent)):
+            with suppress(RuntimeError):  # being closed
+                return self._thread.submit(self._warm())
+        answer: Future[bool] = Future()
+        answer.set_result(ready and not barred)
+        return answer
+
+    def close(self) -> None:
+        """Cancel what runs, close every connection, end the thread. Twice is harmless."""
+        self._closing = True
+        self._thread.close(self._transport.aclose)
+
+    def _connection_idle(self) -> bool:
+        return self._transport.open_connections > self._busy
+
+    def _setup_round_trips(self) -> int:
+        """TCP's, and TLS 1.3's one more, unless a connection is open."""
+        if self._connection_idle():
+            return 0
+        return 2 if self._transport.secure else 1
+
+    # In the event loop: one image ---------------------------------------------------
+
+    async def _offload(self, body: bytes, media_type: str, deadline_s: float) -> CloudAnswer:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                self._health.require_not_held()
+                if self._health.breaker.state != "CLOSED":
+                    await self._warm()
+                    self._health.require_closed()
+                model = await self._find()
+                answer, timing = await self._upload(model, body, media_type, deadline_s)
+        except TimeoutError:
+            waited_ms = (time.monotonic() - started) * 1e3
+            late = DeadlineExceeded(f"no answer of the broker within {waited_ms:.0f} ms")
+            self._health.missed(late)
+            raise late from None
+        return CloudAnswer(
+            predictions=answer.predictions,
+            model=answer.model,
+            timing=timing,
+            total_ms=(time.monotonic() - started) * 1e3,
+        )
+
+    async def _upload(
+        self, model: ServedModel, body: bytes, media_type: str, deadline_s: float
+    ) -> tuple[PredictAnswer, ServerTiming]:
+        sent = time.monotonic()
+        left_ms = int((deadline_s - sent) * 1e3)
+        if left_ms < 1:
+            raise TimeoutError
+        window_bytes = self._measured.window_bytes(sent)
+        set_up = self._setup_round_trips()
+        request = predict_request(model.name, body, media_type, left_ms, self._api_key)
+        self._in_flight_bytes += len(body)
+        self.uploads += 1
+        self.uploaded_bytes += len(body)
+        try:
+            response = await self._send(request)
+        except asyncio.CancelledError:  # the deadline, or the caller has its answer
+            now = time.monotonic()
+            self._measured.cut_off(
+                len(body),
+                (now - sent) * 1e3,
+                round_trips=1 + set_up,
+                window_bytes=window_bytes,
+                now_s=now,
+            )
+            if not self._closing:
+                self._start_warming()  # the cut connection is closed: have another one ready
+            raise
+        finally:
+            self._in_flight_bytes -= len(body)
+        timing = self._measured.learn(response, len(body), window_bytes, time.monotonic())
+        return self._judge(response, model), timing
+
+    def _judge(self, response: HttpResponse, model: ServedModel) -> PredictAnswer:
+        """The answer in ``response``, or what is wrong with it, raised and remembered."""
+        try:
+            self._health.check_status(response)
+        except ModelNotFound:
+            self._model = None
+            raise
+        try:
+            answer = read_answer(response, model.name, self._labels, self._labels_sha256)
+        except LabelsMismatch as error:
+            self._model = None
+            self._health.refused(error, hold_s=_HOLD_S)
+            raise
+        except WireError as error:
+            self._health.failed(error)
+            raise
+        self._health.answered()
+        if answer.model.sha256 != model.sha256:  # updated since, and found to fit as well
+            self._model = msgspec.structs.replace(
+                model, version=answer.model.version, sha256=answer.model.sha256
+            )
+        return answer
+
+    async def _send(self, request: HttpRequest) -> HttpResponse:
+        """One exchange; no answer at all is a hard failure."""
+        self._busy += 1
+        try:
+            return await self._transport.send(request)
+        except DeadlineExceeded as error:
+            self._health.missed(error)
+            raise
+        except NearfarError as error:
+            self._health.failed(error)
+            raise
+        except Exception as error:  # a transport of the user's own
+            fault = BrokerFault(f"the transport failed: {type(error).__name__}: {error}")
+            self._health.failed(fault)
+            raise fault from error
+        finally:
+            self._busy -= 1
+            self._measured.used(time.monotonic())
+
+    # In the event loop: finding the model, opening connections -----------------------
+
+    async def _find(self) -> ServedModel:
+        """The cloud model for this bundle; concurrent callers share one request."""
+        if self._model is not None:
+            return self._model
+        if self._finding is None:
+            self._finding = asyncio.create_task(self._fetch_model())
+            self._finding.add_done_callback(self._end_finding)
+        return await asyncio.shield(self._finding)
+
+    def _end_finding(self, task: asyncio.Task[ServedModel]) -> None:
+        self._finding = None
+        if not task.cancelled():
+            task.exception()  # retrieved: those who waited may be gone
+
+    async def _fetch_model(self) -> ServedModel:
+        response = await self._background(models_request(self._api_key))
+        self._health.check_status(response)
+        try:
+            served = decode_models(response.body)
+        except WireError as error:
+            self._health.failed(error)
+            raise
+        try:
+            self._model = choose_model(served, self._wanted, self._labels_sha256)
+        except NearfarError as error:
+            self._health.refused(error, hold_s=_HOLD_S)
+            raise
+        self._health.alive()
+        return self._model
+
+    async def _warm(self) -> bool:
+        return await asyncio.shield(self._start_warming())
+
+    def _start_warming(self) -> asyncio.Task[bool]:
+        if self._warming is None:
+            self._warming = asyncio.create_task(self._open_and_find())
+            self._warming.add_done_callback(self._end_warming)
+        return self._warming
+
+    def _end_warming(self, _task: asyncio.Task[bool]) -> None:
+        self._warming = None
+        self._warmed_s = time.monotonic()
+        self._health.breaker.abandon_probe()  # a probe without an outcome was cancelled
+
+    async def _open_and_find(self) -> bool:
+        """A health request, which probes a half-open breaker, then discovery."""
+        if self._health.breaker.state != "CLOSED":
+            now = time.monotonic()
+            if not self._health.breaker.probe_due(now):
+                return False
+            self._health.breaker.begin_probe(now)
+        window_bytes = self._measured.window_bytes(time.monotonic())
+        try:
+            response = await self._background(health_request(self._api_key))
+            no = refusal(response)
+            if no is not None and no.hard:
+                self._health.failed(no.error)
+                return False
+            self._health.alive()  # 401 and 404 are signs of life too
+            self._measured.learn(response, 0, window_bytes, time.monotonic())
+            await self._find()
+        except NearfarError:  # recorded where it happened
+            return False
+        return True
+
+    async def _background(self, request: HttpRequest) -> HttpResponse:
+        """An exchange that no caller's deadline bounds."""
+        try:
+            async with asyncio.timeout(_BACKGROUND_S):
+                return await self._send(request)
+        except TimeoutError:
+            error = NetworkUnreachable(
+                f"the broker did not answer within {_BACKGROUND_S:.0f} s: check the network"
+            )
+            self._health.failed(error)
+            raise error from None

@@ -1,0 +1,204 @@
+"""What a policy sees and what it says: ``Situation`` in, ``Decision`` out.
+
+A policy is a pure function of the situation: no clock, no randomness, no input or output.
+The same situation gives the same decision, so every decision can be replayed
+(``policy.decide(result.situation) == result.decision``).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal, Protocol, runtime_checkable
+
+import msgspec
+
+from edge_runtime.conditions import Conditions
+from edge_runtime.estimators.transfer import INITIAL_WINDOW_BYTES
+
+__all__ = [
+    "Action",
+    "BreakerState",
+    "CloudOutlook",
+    "Decision",
+    "InferenceMode",
+    "LinkOutlook",
+    "LocalOutlook",
+    "Policy",
+    "Prices",
+    "Situation",
+    "cloud_obstacle",
+]
+
+BreakerState = Literal["CLOSED", "OPEN", "HALF_OPEN"]
+
+
+class InferenceMode(StrEnum):
+    """Names of the built-in policies: Firebase AI Logic's four, and ours."""
+
+    ONLY_ON_DEVICE = "ONLY_ON_DEVICE"
+    """Never the network."""
+    PREFER_ON_DEVICE = "PREFER_ON_DEVICE"
+    """The device; the cloud only when the device cannot run the model."""
+    PREFER_IN_CLOUD = "PREFER_IN_CLOUD"
+    """The cloud; the device in time when the cloud would be late or fails."""
+    ONLY_IN_CLOUD = "ONLY_IN_CLOUD"
+    """Never the device: an answer by the deadline or a typed error."""
+    ADAPTIVE = "ADAPTIVE"
+    """The device answers and holds; the cloud is asked when that is worth its price."""
+
+
+class Action(StrEnum):
+    """Where one request runs."""
+
+    LOCAL = "LOCAL"
+    """On the device; nothing is uploaded."""
+    CASCADE = "CASCADE"
+    """On the device first; the policy is asked again once the confidence is known. As the
+    answer to that second question: upload now, hold the local answer meanwhile."""
+    HEDGED = "HEDGED"
+    """On both at once; the local answer is held until the cloud's comes or time is up."""
+    CLOUD_FIRST = "CLOUD_FIRST"
+    """In the cloud; the device starts late, just in time to hold an answer."""
+    CLOUD_ONLY = "CLOUD_ONLY"
+    """In the cloud; there is no local answer."""
+
+
+class LocalOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """The local model: measured quantiles of decode to answer, and the line before it."""
+
+    p50_ms: float
+    p95_ms: float
+    queue_wait_ms: float = 0.0
+
+
+class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """The way to the broker."""
+
+    log_rate_mean: float
+    """Mean of the natural logarithm of the upload rate in bytes per second."""
+    log_rate_deviation: float
+    rtt_ms: float
+    rtt_deviation_ms: float
+    connection_open: bool
+    idle_ms: float | None = None
+    """Since the last byte to or from the broker; None: never yet."""
+    setup_round_trips: int = 0
+    """Before the upload can start: TCP, TLS, finding the model. 0 on a warm connection."""
+    window_bytes: float = INITIAL_WINDOW_BYTES
+    """What TCP sends before it waits for the first acknowledgement."""
+    in_flight_bytes: int = 0
+    """Other uploads of this runtime that share the link now."""
+    samples: int = 0
+
+
+class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker."""
+
+    queue_ms: float
+    inference_ms: float
+    breaker: BreakerState = "CLOSED"
+    obstacle: str | None = None
+    """Code of the error that stands in the way for now (``unauthorized``, ...)."""
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True):
+    """What an upload costs, in expected right answers (1.0: one answer that is right).
+
+    The defaults: 20 MB must bring one more right answer, 2 MB when metered; a second of
+    predicted waiting 0.03; the fixed part stands for the energy of waking the radio (about
+    2 J at 0.002 a joule).
+    """
+
+    per_request: float = 0.004
+    per_megabyte: float = 0.05
+    per_metered_megabyte: float = 0.5
+    per_second: float = 0.03
+
+    def upload(self, size_bytes: int, wait_ms: float, *, metered: bool) -> float:
+        """Price of uploading ``size_bytes`` and of the time until the cloud answers.
+
+        A megabyte is 10^6 bytes; ``wait_ms`` is the prediction at the median rate, not cut
+        at the deadline, so that more time never makes an upload dearer.
+        """
+        rate = self.per_metered_megabyte if metered else self.per_megabyte
+        return self.per_request + rate * size_bytes / 1e6 + self.per_second * wait_ms / 1e3
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything one decision is made from."""
+
+    upload_bytes: int
+    """Size of the body to upload; an estimate for pixels that are not yet encoded."""
+    deadline_ms: float
+    """As asked for by the caller."""
+    time_left_ms: float
+    """Until the answer must leave the runtime."""
+    local: LocalOutlook | None
+    """None: this runtime holds no local model."""
+    link: LinkOutlook | None
+    """None, as is ``cloud``: no broker is configured."""
+    cloud: CloudOutlook | None
+    confidence: float | None = None
+    """Score of the local answer's first class; None: not yet known (the first question)."""
+    private: bool = False
+    conditions: Conditions = Conditions()
+    prices: Prices = Prices()
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one request runs, why, and the numbers that led there."""
+
+    action: Action
+    reason: str
+    """A stable code; ``policies/reasons.py`` lists those of the built-in policies."""
+    p_cloud_in_deadline: float = 0.0
+    """Probability that a cloud answer arrives in the time left."""
+    predicted_local_ms: float | None = None
+    """Queue and run, median."""
+    predicted_cloud_ms: float | None = None
+    """Set-up, upload, queue, model and way back, at the median rate."""
+    predicted_upload_ms: float | None = None
+    expected_gain: float = 0.0
+    """Expected right answers won by asking the cloud, the price not yet taken off."""
+    price: float = 0.0
+    local_start_ms: float = 0.0
+    """CLOUD_FIRST: when to start the local model, in milliseconds from now."""
+    warm_up: bool = False
+    """Open a connection now, so that later requests find it warm."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides where requests run. Implementations must be pure and thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """What ``status()`` shows."""
+
+    @property
+    def uses_local(self) -> bool:
+        """False: no local model is loaded."""
+
+    @property
+    def uses_cloud(self) -> bool:
+        """False: no network thread is started and no socket is ever opened."""
+
+    @property
+    def prewarms(self) -> bool:
+        """Whether to open a connection to the broker as soon as the runtime is made."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """Where to run. Asked again with ``confidence`` set after ``Action.CASCADE``."""
+
+
+def cloud_obstacle(situation: Situation) -> str | None:
+    """The reason code for which the cloud cannot be asked at all; None: it can."""
+    if situation.private:
+        return "private"
+    if situation.cloud is None or situation.link is None:
+        return "no_broker"
+    if situation.conditions.link_type == "none":
+        return "offline"
+    if situation.cloud.breaker != "CLOSED":
+        return "circuit_open"
+    return situation.cloud.obstacle

@@ -1,0 +1,37 @@
+"""Reason codes of the built-in policies, each with a sentence.
+
+A code that is not here belongs to a policy of somebody else, or is the ``code`` of the
+error (``contract/errors.py``) that keeps the broker from being asked for some seconds.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+__all__ = ["REASONS", "sentence"]
+
+REASONS = MappingProxyType(
+    {
+        "only_on_device": "the mode says so",
+        "prefer_on_device": "the mode says so",
+        "prefer_in_cloud": "the mode says so",
+        "only_in_cloud": "the mode says so",
+        "private": "the image is private",
+        "no_broker": "no broker is configured",
+        "offline": "the device is offline",
+        "circuit_open": "the broker failed repeatedly and is left alone for now",
+        "no_local_model": "no local model could be loaded",
+        "local_failed": "the local model failed",
+        "ask_after_local": "the local answer comes first and may need a second opinion",
+        "hedge_pays": "waiting for the local answer would cost the cloud's",
+        "gain_above_price": "the cloud's answer is worth more than its price",
+        "confident": "the local answer is sure enough",
+        "cloud_too_late": "a cloud answer in time is too unlikely for its price",
+        "connection_cold": "the connection is not open yet; it is being opened for the next image",
+    }
+)
+
+
+def sentence(reason: str) -> str:
+    """Why, for people."""
+    return REASONS.get(reason, f"the broker cannot be asked for now ({reason})")

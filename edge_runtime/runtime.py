@@ -1,0 +1,364 @@
+"""``EdgeRuntime``: the one object an app holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import threading
+import time
+import weakref
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from edge_runtime.bundle import Bundle
+from edge_runtime.conditions import ConditionsSource, UnknownConditions, read_conditions
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import ConfigError, NearfarError
+from edge_runtime.engine import (
+    Engine,
+    choose_policy,
+    classification_task,
+    close_parts,
+    connect,
+    load_local,
+    open_transport,
+)
+from edge_runtime.offload.transport import Transport
+from edge_runtime.photo import ImageInput, Photo
+from edge_runtime.policies.base import InferenceMode, Policy, Prices
+from edge_runtime.request import Request
+from edge_runtime.results import Counts, InferenceSource, Result, Status
+
+__all__ = ["EdgeRuntime"]
+
+_MAX_GUARD_MS = 10.0
+_GUARD_SHARE = 0.05
+
+
+class EdgeRuntime:
+    """Answers images with a bundle: on the device, or through a broker when that pays.
+
+    Making one opens and verifies the bundle, loads a variant and times it (about a second;
+    in a running event loop, make it with ``await asyncio.to_thread(EdgeRuntime, ...)``).
+    All methods may be called from any thread. Close it, or use it in a ``with`` or
+    ``async with`` block: afterwards no thread, task or socket is left.
+
+        with EdgeRuntime("digits.bundle", broker="https://broker.example") as runtime:
+            result = runtime.run("photo.jpg", deadline_ms=400)
+            print(result.label, result.score, result.inference_source)
+
+    Args:
+        bundle: a path, or an open ``Bundle``.
+        broker: URL of the broker; None: everything stays on the device.
+        policy: an ``InferenceMode``, the name of a registered policy, or a ``Policy``.
+        variant: ``auto`` (the best one whose measured 95th percentile fits half the
+            deadline, else the fastest), a variant's id, or ``FORMAT-PRECISION``.
+        cloud_model: the broker's model to ask; None: the only one with this bundle's labels.
+        api_key: sent to the broker as a bearer token.
+        deadline_ms: for calls that name none.
+        threads: for the local interpreter.
+        prices: what an upload must bring to be worth it.
+        conditions: supplies the device's signals.
+        tls: for a broker with a private CA; certificates are verified either way.
+        allow_plain_http: send the key over ``http://`` to a host that is not this one.
+        transport: instead of ``broker``: carries the requests (``edge_runtime.testing``).
+
+    Raises:
+        TrustError, ManifestError: the bundle is not what its manifest says.
+        ConfigError: an argument makes no sense, or the task is not classification.
+        BackendUnavailable: the interpreter to install.
+        ModelLoadError: the variant does not load.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | Bundle,
+        broker: str | None = None,
+        policy: str | Policy = InferenceMode.ADAPTIVE,
+        variant: str = "auto",
+        *,
+        cloud_model: str | None = None,
+        api_key: str | None = None,
+        deadline_ms: float = limits.DEFAULT_DEADLINE_MS,
+        threads: int = 1,
+        prices: Prices | None = None,
+        conditions: ConditionsSource | None = None,
+        tls: ssl.SSLContext | None = None,
+        allow_plain_http: bool = False,
+        transport: Transport | None = None,
+    ) -> None:
+        self._deadline_ms = _check_deadline_ms(deadline_ms)
+        if not 1 <= threads <= 256:
+            raise ConfigError(f"threads must be 1 to 256, not {threads}")
+        transport = open_transport(
+            broker, transport, api_key=api_key, tls=tls, allow_plain_http=allow_plain_http
+        )
+        chosen = choose_policy(policy, connected=transport is not None)
+        if not chosen.uses_cloud:
+            transport = None
+        self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
+        self._top_k = classification_task(self._bundle).top_k
+        local, local_error = None, None
+        if chosen.uses_local:
+            local, local_error = load_local(
+                self._bundle,
+                variant,
+                fits_ms=self._deadline_ms / 2,
+                threads=threads,
+                connected=transport is not None,
+            )
+        source = conditions or UnknownConditions()
+        uplink = None
+        if transport is not None:
+            uplink = connect(
+                transport,
+                self._bundle,
+                cloud_model=cloud_model,
+                api_key=api_key,
+                conditions=read_conditions(source),
+                early=chosen.prewarms or local is None,
+            )
+        self._engine = Engine(
+            policy=chosen,
+            local=local,
+            local_error=local_error,
+            uplink=uplink,
+            conditions=source,
+            prices=prices or Prices(),
+        )
+        self._lock = threading.Lock()
+        self._counts = Counts()
+        # Also runs when the object is dropped, and when the program ends.
+        self._finalizer = weakref.finalize(self, close_parts, local, uplink)
+
+    # Answers --------------------------------------------------------------------------
+
+    def run(
+        self,
+        image: ImageInput,
+        *,
+        deadline_ms: float | None = None,
+        top_k: int | None = None,
+        private: bool = False,
+    ) -> Result:
+        """Answer one image; blocks until the answer is there.
+
+        With a local model, the answer comes within the deadline whenever the local model
+        keeps it, whatever the network does; a slower local model's answer comes when it is
+        ready, with ``deadline_met`` false.
+
+        Args:
+            image: encoded JPEG, PNG or WebP bytes, a path, or uint8 RGB ``[H, W, 3]``
+                (encoded as JPEG of quality 90 if it must be uploaded). An array must not
+                be changed before the answer is there.
+            deadline_ms: from now; None: the runtime's.
+            top_k: at most so many predictions; None: the bundle's number.
+            private: this image never leaves the device.
+
+        Raises:
+            ImageError, TensorError: the image cannot be used.
+            RemoteError, WireError, LabelsMismatch: only without a local answer.
+            RuntimeFault: the local model failed and no cloud answered instead.
+            ConfigError: an argument makes no sense, or the runtime is closed.
+        """
+        started_s = time.monotonic()
+        request = self._begin(image, started_s, deadline_ms, top_k, private)
+        try:
+            while True:
+                alarm_s = request.next_alarm_s()
+                wait_s = None if alarm_s is None else max(0.0, alarm_s - time.monotonic())
+                try:
+                    result = request.done.result(wait_s)
+                    break
+                except FutureTimeout:
+                    if request.done.done():  # since just now, or it is a policy's own error
+                        result = request.done.result()
+                        break
+                    request.on_alarm()
+        except BaseException as error:
+            request.abandon()
+            self._count_failure(error)
+            raise
+        return self._count(result)
+
+    async def arun(
+        self,
+        image: ImageInput,
+        *,
+        deadline_ms: float | None = None,
+        top_k: int | None = None,
+        private: bool = False,
+    ) -> Result:
+        """``run`` for event loops; cancelling it cancels what is under way."""
+        started_s = time.monotonic()
+        if isinstance(image, bytes | bytearray | memoryview):
+            request = self._begin(image, started_s, deadline_ms, top_k, private)
+        else:  # reads a file, or may encode pixels
+            beginning = asyncio.ensure_future(
+                asyncio.to_thread(self._begin, image, started_s, deadline_ms, top_k, private)
+            )
+            try:
+                request = await asyncio.shield(beginning)
+            except asyncio.CancelledError:
+                beginning.add_done_callback(_abandon)
+                raise
+        done = asyncio.wrap_future(request.done)
+        try:
+            while True:
+                alarm_s = request.next_alarm_s()
+                wait_s = None if alarm_s is None else max(0.0, alarm_s - time.monotonic())
+                ended, _ = await asyncio.wait((done,), timeout=wait_s)
+                if ended:
+                    result = done.result()
+                    break
+                request.on_alarm()
+        except BaseException as error:
+            done.cancel()
+            request.abandon()
+            self._count_failure(error)
+            raise
+        return self._count(result)
+
+    def _begin(
+        self,
+        image: ImageInput,
+        started_s: float,
+        deadline_ms: float | None,
+        top_k: int | None,
+        private: bool,
+    ) -> Request:
+        if self._finalizer.alive is False:
+            raise ConfigError("this EdgeRuntime is closed: make a new one")
+        deadline_ms = self._deadline_ms if deadline_ms is None else _check_deadline_ms(deadline_ms)
+        if top_k is not None and not 1 <= top_k <= limits.MAX_TOP_K:
+            raise ConfigError(f"top_k must be 1 to {limits.MAX_TOP_K}, not {top_k}")
+        policy = self._engine.policy
+        if private and not policy.uses_local:
+            raise ConfigError(
+                f"a private image never leaves the device, and {policy.name} never answers "
+                "there: use another policy for it"
+            )
+        request = Request(
+            self._engine,
+            Photo.read(image),
+            started_s=started_s,
+            deadline_ms=deadline_ms,
+            guard_ms=min(_MAX_GUARD_MS, _GUARD_SHARE * deadline_ms),
+            top_k=top_k or self._top_k,
+            private=private,
+        )
+        request.start()
+        return request
+
+    def _count(self, result: Result) -> Result:
+        local = result.inference_source is InferenceSource.ON_DEVICE
+        with self._lock:
+            counts = self._counts
+            self._counts = msgspec.structs.replace(
+                counts,
+                requests=counts.requests + 1,
+                on_device=counts.on_device + local,
+                in_cloud=counts.in_cloud + (not local),
+                deadline_missed=counts.deadline_missed + (not result.deadline_met),
+            )
+        return result
+
+    def _count_failure(self, error: BaseException) -> None:
+        if not isinstance(error, NearfarError):
+            return  # cancelled or interrupted by the caller
+        with self._lock:
+            counts = self._counts
+            self._counts = msgspec.structs.replace(
+                counts, requests=counts.requests + 1, failed=counts.failed + 1
+            )
+
+    # The rest -------------------------------------------------------------------------
+
+    def prewarm(self, *, wait_ms: float = 0.0) -> bool:
+        """Open the connection to the broker now: call it when a request is likely soon.
+
+        Returns whether an upload could start at once; without ``wait_ms`` the opening goes
+        on in the background. False also without a broker. Never raises for the network.
+        """
+        uplink = self._engine.uplink
+        if uplink is None or self._finalizer.alive is False:
+            return False
+        future = uplink.prewarm(forced=True)
+        try:
+            return future.result(max(0.0, wait_ms) / 1e3)
+        except (FutureTimeout, CancelledError):
+            return False
+
+    def status(self) -> Status:
+        """A snapshot: the variant and why, latencies, link, broker, breaker, counts."""
+        engine = self._engine
+        uplink = engine.uplink
+        with self._lock:
+            counts = self._counts
+        if uplink is not None:
+            counts = msgspec.structs.replace(
+                counts, uploads=uplink.uploads, uploaded_bytes=uplink.uploaded_bytes
+            )
+        manifest = self._bundle.manifest
+        error = engine.local_error
+        return Status(
+            bundle=f"{manifest.name}@{manifest.version}",
+            policy=engine.policy.name,
+            closed=not self._finalizer.alive,
+            variant=None if engine.local is None else engine.local.status(),
+            variant_error=None if error is None else error.detail,
+            broker=None if uplink is None else uplink.status(),
+            conditions=read_conditions(engine.conditions),
+            counts=counts,
+        )
+
+    def close(self) -> None:
+        """End every thread, task and connection; calling it again does nothing.
+
+        Calls of ``run`` that are under way in other threads end with their local answer
+        if they have one coming, and with an error otherwise.
+        """
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+
+def _check_deadline_ms(deadline_ms: float) -> float:
+    if not 1 <= deadline_ms <= limits.MAX_DEADLINE_MS:
+        raise ConfigError(
+            f"deadline_ms must be 1 to {limits.MAX_DEADLINE_MS}, not {deadline_ms}: "
+            "it is the time until the answer is needed"
+        )
+    return float(deadline_ms)
+
+
+def _abandon(beginning: asyncio.Future[Request]) -> None:
+    """The caller was cancelled while a thread was still reading its file."""
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().abandon()

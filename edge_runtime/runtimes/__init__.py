@@ -1,0 +1,1 @@
+"""Interpreters of model files, one module each; importing this imports no backend."""

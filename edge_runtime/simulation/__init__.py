@@ -1,0 +1,1 @@
+"""Emulated links, trace replay."""

@@ -1,0 +1,1 @@
+"""Vectors that every implementation of the contract runs."""

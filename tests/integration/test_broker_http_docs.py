@@ -1,0 +1,201 @@
+"""What docs/ says about HTTP is what the broker does."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from broker.app import build_application
+from broker.http.errors import STATUS
+from broker.server import RunningBroker
+from edge_runtime.contract import errors as e
+from tests.support import broker_images as images
+from tests.support.broker import broker_here, predict, request
+from tests.support.servables import shared_servable
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+# What a request to predict can be told, by the classes that raise it.
+PREDICT_ERRORS = {
+    e.WireError,
+    e.LimitExceeded,
+    e.Unauthorized,
+    e.ModelNotFound,
+    e.UploadStalled,
+    e.ImageTooLarge,
+    e.MediaTypeUnsupported,
+    e.ImageUnreadable,
+    e.ImageAnimated,
+    e.ImageModeUnsupported,
+    e.BrokerFault,
+    e.InferenceError,
+    e.Overloaded,
+    e.WorkerLost,
+    e.DeadlineExceeded,
+}
+
+
+@functools.cache
+def openapi() -> dict[str, Any]:
+    return yaml.safe_load((DOCS / "openapi.yaml").read_text())
+
+
+def resolve(node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        target: Any = openapi()
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        node = target
+    return node
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """The part of JSON Schema that openapi.yaml uses."""
+    schema = resolve(schema)
+    kinds = schema.get("type", [])
+    names = {
+        "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
+        "boolean": bool, "null": type(None),
+    }  # fmt: skip
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if kinds and not any(isinstance(value, names[kind]) for kind in kinds):
+        return False
+    if isinstance(value, dict):
+        known = schema.get("properties", {})
+        if not set(schema.get("required", [])) <= set(value):
+            return False
+        if schema.get("additionalProperties") is False and not set(value) <= set(known):
+            return False
+        return all(fits(item, known[key]) for key, item in value.items() if key in known)
+    if isinstance(value, list):
+        return all(fits(item, schema.get("items", {})) for item in value)
+    return not ("minimum" in schema and value < schema["minimum"])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def broker() -> AsyncIterator[RunningBroker]:
+    async with broker_here(shared_servable()) as running:
+        yield running
+
+
+async def test_every_route_is_documented_and_every_documented_route_is_there(
+    broker: RunningBroker,
+):
+    routes = {
+        (route.method.lower(), route.resource.canonical, route.name)
+        for route in build_application(broker.services).router.routes()
+        if route.method != "HEAD" and route.resource is not None
+    }
+    documented = {
+        (method, path, operation["operationId"])
+        for path, operations in openapi()["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert documented == routes
+
+
+async def test_the_statuses_of_predict_are_those_its_errors_have():
+    documented = set(openapi()["paths"]["/v1/models/{name}:predict"]["post"]["responses"])
+    expected = {str(STATUS[error]) for error in PREDICT_ERRORS} | {"200", "417"}
+    assert documented == expected
+
+
+async def test_every_code_of_predict_is_explained_in_both_documents():
+    yaml_text = (DOCS / "openapi.yaml").read_text()
+    table = dict(
+        re.findall(r"^\| (\d{3}) \| (.*?) \|", (DOCS / "http-api.md").read_text(), re.MULTILINE)
+    )
+    explained = {
+        (status, code) for status, cell in table.items() for code in re.findall(r"`(\w+)`", cell)
+    }
+    assert explained == {(str(STATUS[error]), error.code) for error in PREDICT_ERRORS}
+    assert all(f"`{error.code}`" in yaml_text for error in PREDICT_ERRORS)
+
+
+async def exchanges(url: str) -> list[tuple[str, Any]]:
+    """(operation, reply) pairs, good and bad."""
+    found = [
+        ("predict", await predict(url, images.png())),
+        ("predict", await predict(url, images.png(), model="huge")),
+        ("predict", await predict(url, images.png(), deadline_ms=0)),
+        ("predict", await predict(url, images.png(), deadline_ms=1)),
+        ("predict", await predict(url, b"junk")),
+        ("predict", await predict(url, images.bomb_png())),
+        ("predict", await predict(url, images.png(), content_type="text/plain")),
+    ]
+    for path, operation in [
+        ("/v1/models", "models"),
+        ("/v1/models/tiny", "model"),
+        ("/v1/models/huge", "model"),
+        ("/v2", "oip_server"),
+        ("/v2/health/live", "oip_live"),
+        ("/v2/health/ready", "oip_ready"),
+        ("/v2/models/tiny", "oip_model"),
+        ("/v2/models/huge", "oip_model"),
+        ("/v2/models/tiny/ready", "oip_model_ready"),
+        ("/v2/models/huge/ready", "oip_model_ready"),
+        ("/v2/models/tiny/versions/1.0.0", "oip_version"),
+        ("/v2/models/tiny/versions/2", "oip_version"),
+        ("/v2/models/tiny/versions/1.0.0/ready", "oip_version_ready"),
+        ("/v2/models/tiny/versions/2/ready", "oip_version_ready"),
+        ("/metrics", "metrics"),
+    ]:
+        found.append((operation, await request("GET", url + path)))
+    return found
+
+
+async def test_answers_have_the_documented_statuses_types_and_shapes(broker: RunningBroker):
+    operations = {
+        operation["operationId"]: operation
+        for methods in openapi()["paths"].values()
+        for operation in methods.values()
+    }
+    pairs = await exchanges(broker.url)
+    for name, reply in pairs:
+        documented = operations[name]["responses"]
+        assert str(reply.status) in documented, (name, reply.status)
+        described = resolve(documented[str(reply.status)])
+        media_type = reply.headers["Content-Type"].partition(";")[0]
+        assert media_type in described["content"], (name, reply.status, media_type)
+        if media_type != "text/plain":
+            schema = described["content"][media_type]["schema"]
+            assert fits(reply.json, schema), (name, reply.body)
+    assert {name for name, _ in pairs} == set(operations)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_curl_examples_work(broker: RunningBroker, tmp_path: Path):
+    (tmp_path / "photo.jpg").write_bytes(images.jpeg())
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "http-api.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    environment = os.environ | {
+        "URL": broker.url,
+        "MODEL": "tiny",
+        "IMAGE": str(tmp_path / "photo.jpg"),
+    }
+    for block in blocks:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-euc", block],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, block + done.stdout + done.stderr
+        assert done.stdout
+        if "X-Deadline-Ms: 0" in block:
+            assert '"code":"wire"' in done.stdout

@@ -1,0 +1,96 @@
+"""Frames between front and worker: what goes in comes out, and junk is a typed error."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.executors import frames
+from broker.executors.base import ImageInput
+from broker.models.servable import ModelKey
+from edge_runtime.contract.errors import (
+    ImageUnreadable,
+    NearfarError,
+    WireError,
+    error_from_code,
+)
+from edge_runtime.contract.tasks.classification import Prediction
+
+text = st.text(max_size=40)
+predictions = st.builds(Prediction, index=st.integers(0, 10**6), label=text, score=st.floats(0, 1))
+to_worker = st.one_of(
+    st.builds(
+        frames.Load,
+        servables=st.lists(st.builds(frames.ServableRef, text, text), max_size=3).map(tuple),
+        device=st.sampled_from(["auto", "cpu", "cuda"]),
+        threads=st.integers(1, 64),
+    ),
+    st.builds(
+        frames.RunBatch,
+        model=st.builds(ModelKey, text, text),
+        images=st.lists(
+            st.builds(ImageInput, st.binary(max_size=99), st.none() | st.integers(1, 9)),
+            max_size=4,
+        ).map(tuple),
+    ),
+)
+from_worker = st.one_of(
+    st.builds(frames.Ready, device=text),
+    st.builds(frames.Failed, code=text, detail=text),
+    st.just(frames.Progress()),
+    st.builds(
+        frames.BatchDone,
+        results=st.lists(
+            st.one_of(
+                st.builds(
+                    frames.Answered, predictions=st.lists(predictions, max_size=3).map(tuple)
+                ),
+                st.builds(frames.Failure, code=text, detail=text),
+            ),
+            max_size=4,
+        ).map(tuple),
+    ),
+)
+
+
+def payload_of(frame: bytes) -> bytes:
+    assert frames.frame_length(frame[: frames.HEADER_BYTES]) == len(frame) - frames.HEADER_BYTES
+    return frame[frames.HEADER_BYTES :]
+
+
+@given(to_worker)
+def test_frames_to_the_worker_come_out_as_they_went_in(message: frames.ToWorker):
+    assert frames.decode_to_worker(payload_of(frames.encode_frame(message))) == message
+
+
+@given(from_worker)
+def test_frames_from_the_worker_come_out_as_they_went_in(message: frames.FromWorker):
+    assert frames.decode_from_worker(payload_of(frames.encode_frame(message))) == message
+
+
+@given(st.binary(max_size=200))
+def test_junk_is_a_wire_error_or_a_frame_and_nothing_else(payload: bytes):
+    for decode in (frames.decode_to_worker, frames.decode_from_worker):
+        with contextlib.suppress(WireError):
+            decode(payload)
+
+
+@pytest.mark.parametrize("header", [b"", b"\0\0\0", b"\xff\xff\xff\xff"])
+def test_a_header_out_of_bounds_is_refused(header: bytes):
+    with pytest.raises(WireError):
+        frames.frame_length(header)
+
+
+def test_an_error_crosses_the_border_as_its_own_class():
+    original = ImageUnreadable("broken")
+    back = frames.result_of(frames.to_result(original))
+    assert type(back) is ImageUnreadable
+    assert back.detail == "broken"
+
+
+@given(text, text)
+def test_an_unknown_code_is_the_root_class_and_no_exception(code: str, detail: str):
+    assert isinstance(error_from_code(code, detail), NearfarError)

@@ -1,0 +1,50 @@
+"""An executor with a known cost: a simulated device, for tests of scheduling alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from broker.executors.base import BatchOutcome, ExecutorStats, ImageInput
+from broker.models.servable import ModelKey
+from edge_runtime.contract.errors import NearfarError
+from edge_runtime.contract.tasks.classification import Prediction
+
+
+class SleepExecutor:
+    """Takes ``fixed_ms + images * image_ms`` a batch, and answers each image with its bytes."""
+
+    def __init__(self, fixed_ms: float = 1.0, image_ms: float = 0.0) -> None:
+        self.fixed_ms = fixed_ms
+        self.image_ms = image_ms
+        self.batches: list[tuple[str, list[bytes]]] = []
+        self.fail_next: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def start(self) -> None:
+        pass
+
+    async def run(self, model: ModelKey, batch: Sequence[ImageInput]) -> BatchOutcome:
+        self.batches.append((model.name, [item.image for item in batch]))
+        await self.gate.wait()
+        await asyncio.sleep((self.fixed_ms + len(batch) * self.image_ms) / 1e3)
+        if self.fail_next is not None:
+            error, self.fail_next = self.fail_next, None
+            raise error
+        return BatchOutcome(results=[self._answer(item.image) for item in batch])
+
+    def _answer(self, image: bytes) -> tuple[Prediction, ...] | NearfarError:
+        return (Prediction(index=0, label=image.decode("latin-1"), score=1.0),)
+
+    def ready_in_s(self) -> float:
+        return 0.0
+
+    async def wait_ready(self) -> None:
+        pass
+
+    def stats(self) -> ExecutorStats:
+        return ExecutorStats(device="cpu", ready=True)
+
+    async def close(self) -> None:
+        pass

@@ -1,0 +1,268 @@
+"""The scheduler over a device of known cost: who runs, with whom, and who is told no."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from broker.models.servable import ModelKey
+from broker.scheduling.scheduler import Scheduler
+from broker.telemetry import Telemetry
+from edge_runtime.contract.errors import (
+    BrokerFault,
+    DeadlineExceeded,
+    Overloaded,
+    WorkerLost,
+)
+from tests.support.executors import SleepExecutor
+
+A = ModelKey("a", "1")
+B = ModelKey("b", "1")
+
+
+@contextlib.asynccontextmanager
+async def running(
+    executor: SleepExecutor, *, warm: bool = True, max_batch: int = 4, max_queue: int = 100
+) -> AsyncIterator[Scheduler]:
+    scheduler = Scheduler(executor, (A, B), Telemetry(), max_batch=max_batch, max_queue=max_queue)
+    if warm:
+        await scheduler.warm_up(b"warm")
+        executor.batches.clear()
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        await scheduler.close()
+
+
+async def ask(
+    scheduler: Scheduler, image: bytes, *, left_s: float = 5.0, model: ModelKey = A
+) -> str:
+    deadline_s = asyncio.get_running_loop().time() + left_s
+    with scheduler.admitted(model, deadline_s, len(image)) as ticket:
+        answer = await scheduler.submit(ticket, image, None)
+        return answer.predictions[0].label
+
+
+async def until(condition, limit_s: float = 5.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def test_an_idle_executor_gets_a_single_request_at_once():
+    executor = SleepExecutor()
+    async with running(executor) as scheduler:
+        assert await ask(scheduler, b"x") == "x"
+    assert executor.batches == [("a", [b"x"])]
+
+
+async def test_a_batch_forms_when_the_executor_frees_not_at_arrival():
+    executor = SleepExecutor()
+    async with running(executor, max_batch=8) as scheduler:
+        executor.gate.clear()
+        asks = [asyncio.create_task(ask(scheduler, b"0"))]
+        await until(lambda: executor.batches)
+        for number in range(1, 7):  # they come one by one, while the first one runs
+            asks.append(asyncio.create_task(ask(scheduler, b"%d" % number)))
+            await asyncio.sleep(0.002)
+        executor.gate.set()
+        assert await asyncio.gather(*asks) == list("0123456")
+    assert [len(images) for _, images in executor.batches] == [1, 6]
+
+
+async def test_the_earliest_deadline_goes_first_across_models():
+    executor = SleepExecutor()
+    async with running(executor, max_batch=1) as scheduler:
+        executor.gate.clear()
+        asks = [asyncio.create_task(ask(scheduler, b"first", left_s=9))]
+        await until(lambda: executor.batches)
+        asks += [
+            asyncio.create_task(ask(scheduler, b"late", left_s=8)),
+            asyncio.create_task(ask(scheduler, b"soon", left_s=3, model=B)),
+            asyncio.create_task(ask(scheduler, b"middle", left_s=5)),
+        ]
+        await until(lambda: scheduler.queued(A) == 2 and scheduler.queued(B) == 1)
+        executor.gate.set()
+        await asyncio.gather(*asks)
+    assert [images[0] for _, images in executor.batches] == [b"first", b"soon", b"middle", b"late"]
+
+
+async def test_what_cannot_make_it_is_refused_before_it_uploads():
+    async with running(SleepExecutor(fixed_ms=100)) as scheduler:
+        with pytest.raises(DeadlineExceeded, match="answer on the device"):
+            await ask(scheduler, b"x", left_s=0.02)
+        assert scheduler.queued(A) == 0
+
+
+async def test_what_the_queue_delays_too_long_is_refused_as_overload():
+    async with running(SleepExecutor(fixed_ms=100), max_batch=1) as scheduler:
+        asks = [ask(scheduler, b"x", left_s=0.75) for _ in range(20)]
+        outcomes = await asyncio.gather(*asks, return_exceptions=True)
+    overloaded = [outcome for outcome in outcomes if isinstance(outcome, Overloaded)]
+    assert 3 <= outcomes.count("x") <= 7  # there is time for seven, one after the other
+    assert len(overloaded) >= 13
+    assert all("ask again later" in error.detail for error in overloaded)
+
+
+async def test_requests_due_later_do_not_count_as_ahead():
+    executor = SleepExecutor(fixed_ms=60)
+    async with running(executor, max_batch=1) as scheduler:
+        patient = [asyncio.create_task(ask(scheduler, b"p", left_s=3.0)) for _ in range(8)]
+        await until(lambda: scheduler.queued(A) == 7)
+        assert await ask(scheduler, b"urgent", left_s=0.3) == "urgent"
+        await asyncio.gather(*patient)
+    assert executor.batches[1] == ("a", [b"urgent"])
+
+
+async def test_the_queue_delay_is_that_of_everything_ahead():
+    executor = SleepExecutor(fixed_ms=50)
+    async with running(executor, max_batch=1) as scheduler:
+        assert scheduler.queue_delay_ms(A) == 0
+        executor.gate.clear()
+        asks = [asyncio.create_task(ask(scheduler, b"p")) for _ in range(5)]
+        await until(lambda: scheduler.queued(A) == 4)
+        assert 190 <= scheduler.queue_delay_ms(A) <= 300
+        assert 190 <= scheduler.queue_delay_ms(B) <= 300  # the same executor
+        executor.gate.set()
+        await asyncio.gather(*asks)
+
+
+async def test_one_slow_run_does_not_shut_the_door_for_good(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("broker.scheduling.admission._PROBE_AFTER_S", 0.3)
+    executor = SleepExecutor(fixed_ms=100)
+    async with running(executor) as scheduler:
+        executor.fixed_ms = 1  # it was slow only once
+        with pytest.raises(DeadlineExceeded):
+            await ask(scheduler, b"x", left_s=0.08, model=B)
+        await asyncio.sleep(0.35)
+        assert await ask(scheduler, b"probe", left_s=0.08, model=B) == "probe"
+
+
+async def test_a_full_queue_refuses():
+    executor = SleepExecutor()
+    async with running(executor, max_queue=3) as scheduler:
+        executor.gate.clear()
+        asks = [asyncio.create_task(ask(scheduler, b"p"))]
+        await until(lambda: executor.batches)
+        asks += [asyncio.create_task(ask(scheduler, b"p")) for _ in range(3)]
+        await until(lambda: scheduler.queued(A) == 3)
+        with pytest.raises(Overloaded, match="3 requests wait already"):
+            await ask(scheduler, b"x")
+        executor.gate.set()
+        await asyncio.gather(*asks)
+
+
+async def test_bytes_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edge_runtime.contract.limits.MAX_UPLOAD_BYTES_IN_FLIGHT", 100)
+    async with running(SleepExecutor()) as scheduler:
+        deadline_s = asyncio.get_running_loop().time() + 5
+        with (
+            scheduler.admitted(A, deadline_s, 90),
+            pytest.raises(Overloaded, match="bytes"),
+            scheduler.admitted(A, deadline_s, 11),
+        ):
+            pass
+        with scheduler.admitted(A, deadline_s, 100):
+            pass  # the place of the first one is free again
+
+
+async def test_leaving_gives_the_place_back_and_costs_no_device_time():
+    executor = SleepExecutor()
+    async with running(executor) as scheduler:
+        executor.gate.clear()
+        first = asyncio.create_task(ask(scheduler, b"first"))
+        await until(lambda: executor.batches)
+        leaving = asyncio.create_task(ask(scheduler, b"leaving"))
+        staying = asyncio.create_task(ask(scheduler, b"staying"))
+        await until(lambda: scheduler.queued(A) == 2)
+        leaving.cancel()
+        await until(lambda: scheduler.queued(A) == 1)
+        executor.gate.set()
+        assert await first == "first"
+        assert await staying == "staying"
+    assert executor.batches[1] == ("a", [b"staying"])
+
+
+async def test_a_lost_batch_fails_with_its_error_and_the_next_one_runs():
+    executor = SleepExecutor()
+    async with running(executor) as scheduler:
+        executor.fail_next = WorkerLost("gone")
+        with pytest.raises(WorkerLost):
+            await ask(scheduler, b"x")
+        assert await ask(scheduler, b"y") == "y"
+
+
+async def test_an_unforeseen_failure_is_logged_and_says_nothing_outside(
+    caplog: pytest.LogCaptureFixture,
+):
+    executor = SleepExecutor()
+    async with running(executor) as scheduler:
+        executor.fail_next = ZeroDivisionError("secret path")
+        with pytest.raises(BrokerFault) as caught:
+            await ask(scheduler, b"x")
+        assert "secret path" not in caught.value.detail
+        assert await ask(scheduler, b"y") == "y"
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_draining_admits_nobody_and_finishes_what_is_in():
+    executor = SleepExecutor()
+    async with running(executor) as scheduler:
+        executor.gate.clear()
+        inside = asyncio.create_task(ask(scheduler, b"in"))
+        await until(lambda: executor.batches)
+        scheduler.drain()
+        with pytest.raises(Overloaded, match="shutting down"):
+            await ask(scheduler, b"out")
+        executor.gate.set()
+        assert await inside == "in"
+
+
+async def test_closing_answers_everybody_who_still_waits():
+    executor = SleepExecutor()
+    async with running(executor, max_batch=1) as scheduler:
+        executor.gate.clear()
+        asks = [asyncio.create_task(ask(scheduler, b"p")) for _ in range(3)]
+        await until(lambda: scheduler.queued(A) == 2)
+        await scheduler.close()
+        outcomes = await asyncio.gather(*asks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Overloaded] * 3
+
+
+@pytest.mark.slow
+async def test_goodput_holds_at_three_times_the_load():
+    """Device: 20 + 5 n ms, batches of 8: 133 images a second; 400 are offered."""
+    executor = SleepExecutor(fixed_ms=20, image_ms=5)
+    loop = asyncio.get_running_loop()
+    good = late = refused = 0
+
+    async def client(scheduler: Scheduler) -> None:
+        nonlocal good, late, refused
+        deadline_s = loop.time() + 0.2
+        try:
+            with scheduler.admitted(A, deadline_s, 10) as ticket:
+                async with asyncio.timeout_at(deadline_s):  # as the HTTP handler does
+                    await scheduler.submit(ticket, b"x", None)
+        except Overloaded:
+            refused += 1
+        except (DeadlineExceeded, TimeoutError):
+            late += 1
+        else:
+            on_time = loop.time() <= deadline_s
+            good += on_time
+            late += not on_time
+
+    async with running(executor, max_batch=8) as scheduler, asyncio.TaskGroup() as group:
+        started_s = loop.time()
+        sent = 0
+        while (elapsed_s := loop.time() - started_s) < 4.0:
+            while sent < elapsed_s * 400:
+                group.create_task(client(scheduler))
+                sent += 1
+            await asyncio.sleep(0.001)
+    assert good + late + refused == sent
+    assert good / 4.0 >= 0.75 * 133, (good, late, refused)  # a peer's untuned queue keeps 0
