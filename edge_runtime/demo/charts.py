@@ -182,8 +182,9 @@ def timeline_chart(
     y_ticks = {10.0**p: f"{10.0**p:g}" for p in powers if min(rates) <= 10.0**p <= high}
     frame.axes("seconds since the link started", _ticks(0, high_s), "uplink, Mbit/s", y_ticks)
     frame.add(f'<path class="rate" d="{_rate_path(frame, schedule, high_s)}"/>')
-    for start_s, name in _episodes(schedule, 0.95 * high_s):
-        frame.add(f'<text class="episode" x="{frame.x(start_s) + 4}" y="{_TOP + 10}">{name}</text>')
+    for number, (start_s, name) in enumerate(_episodes(schedule, 0.95 * high_s)):
+        row = _TOP + 10 + 14 * (number % 2)  # two rows: a short episode's name outgrows it
+        frame.add(f'<text class="episode" x="{frame.x(start_s) + 4}" y="{row}">{name}</text>')
     if killed_s is not None:
         x = frame.x(killed_s)
         frame.add(f'<line class="deadline" x1="{x}" x2="{x}" y1="{_TOP}" y2="{frame.floor}"/>')

@@ -122,7 +122,7 @@ _STYLE: Final = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa7b8; --line: #2d3643;
   --page: #12161c; --card: #1a2029; --device: #f0a23c; --cloud: #6ea8ff; --adaptive: #3fd39a;
   --rate: #34404f; --bad: #ff7b7b; } }
-body { margin: 0 auto; max-width: 60rem; padding: 2rem 1.25rem 4rem; color: var(--ink);
+body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem 4rem; color: var(--ink);
   background: var(--page); font: 16px/1.55 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 p { margin: .4rem 0; } .soft { color: var(--soft); font-size: .92rem; }
@@ -140,7 +140,7 @@ svg circle.held { fill: var(--page); stroke: var(--device); stroke-width: 1.5; }
 svg circle.wrong { stroke: var(--bad); stroke-width: 2; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .92rem;
   font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
+th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 .key span { display: inline-block; width: .8em; height: .8em; border-radius: 50%;
