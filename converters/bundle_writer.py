@@ -19,6 +19,7 @@ from edge_runtime.contract.manifest import (
     FileEntry,
     Format,
     GoldenVector,
+    InputMode,
     Labels,
     Manifest,
     Precision,
@@ -50,7 +51,6 @@ _UNJUDGED = Quality(
     sqnr_db_mean=0.0,
     sqnr_db_min=0.0,
     max_abs=0.0,
-    agreement=0.0,
     size_ratio=0.0,
     passed=True,
 )
@@ -113,7 +113,8 @@ def build_manifest(
     golden: Sequence[Path],
     artifacts: Sequence[tuple[Format, Precision, str, Artifact]],
     origin: Provenance,
-    labels: Labels,
+    labels: Labels | None,
+    input_mode: InputMode = "float",
 ) -> Manifest:
     """The manifest of what lies in ``root``, with variants not judged yet.
 
@@ -133,12 +134,14 @@ def build_manifest(
             size_bytes=0,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            preprocess=prepared.preprocess,
+            preprocess=artifact.preprocess,
+            input_mode=input_mode,
             min_os=artifact.min_os,
             min_runtime=artifact.min_runtime,
             peak_ram_bytes=0,
             accelerators=artifact.accelerators,
             rewrites=artifact.rewrites,
+            kept=artifact.kept,
             quality=_UNJUDGED,
         )
         own = variant_files(variant, files)
@@ -162,8 +165,12 @@ def build_manifest(
         ),
         golden=tuple(
             GoldenVector(
-                image=path.relative_to(root).as_posix(),
-                output=path.with_suffix(".f32").relative_to(root).as_posix(),
+                input=path.relative_to(root).as_posix(),
+                outputs=tuple(
+                    path.with_name(f"{path.stem}.{index}.f32").relative_to(root).as_posix()
+                    for index in range(len(prepared.outputs))
+                ),
+                stride=prepared.golden_stride,
             )
             for path in golden
         ),

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast, get_args
 
 import click
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from converters.convert import Conversion, plan
+from converters.convert import Conversion, FileOptions, plan
 from converters.convert import convert as convert_source
-from converters.dataset import image_digests, read_dataset
+from converters.dataset import Dataset, image_digests, read_dataset
 from converters.export import Export, export_servable
-from converters.jobs import SourceRequest
+from converters.jobs import InGraph, SourceRequest
+from converters.options import (
+    JOBS,
+    JSON,
+    choose_console,
+    choose_many,
+    source_options,
+    source_request,
+    write_json,
+)
 from converters.progress import JobProgress
 from converters.recipes import FORMATS, OFFERED, RECIPES, REFUSED
 from converters.report.junit import write_junit
@@ -27,171 +33,12 @@ from converters.verify.gates import read_gates
 from converters.verify.verify import Options, verify_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import ConfigError, EvaluationError
-from edge_runtime.contract.manifest import Format, Precision
-from edge_runtime.contract.tasks.classification import Activation
+from edge_runtime.contract.manifest import Format, InputMode, MinOs, Precision
+from edge_runtime.contract.tasks import task_name
 
 __all__ = ["convert", "export", "formats", "inspect", "verify"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_SOURCE_HELP = """
-SOURCE is torchvision:NAME, keras:NAME, zoo:NAME (digits-small, digits-large) or
-FILE.py:CALLABLE, a function or class that gives a torch.nn.Module.
-"""
-
-
-def _source_options(function: F) -> F:
-    for option in reversed(
-        [
-            click.argument("source"),
-            click.option(
-                "--weights",
-                metavar="F",
-                help="A .safetensors or .pth file (for keras: .weights.h5), DEFAULT for the "
-                "library's own download, or random:SEED.",
-            ),
-            click.option(
-                "--task",
-                type=click.Choice(["classification"]),
-                default="classification",
-                show_default=True,
-            ),
-            click.option(
-                "--labels",
-                "labels_file",
-                type=click.Path(path_type=Path),
-                metavar="F",
-                help="Text file, one class a line, in the order of the outputs.",
-            ),
-            click.option(
-                "--preprocess",
-                metavar="P",
-                help="torchvision, tf, caffe, unit, raw, or a .toml file. Declared, never "
-                "guessed; a download with its own, the zoo and Keras applications bring theirs.",
-            ),
-            click.option("--input-size", metavar="N|HxW", help="Pixels of the model's input."),
-            click.option(
-                "--resize-size",
-                type=click.IntRange(1, 8192),
-                metavar="M",
-                help="Shorter side before the center crop  [default: the input size]",
-            ),
-            click.option(
-                "--activation",
-                type=click.Choice(["softmax", "sigmoid", "none"]),
-                help="What turns outputs into scores  [default: softmax]",
-            ),
-            click.option(
-                "--temperature",
-                type=click.FloatRange(0.01, 100.0),
-                help="Outputs are divided by this before the softmax  [default: 1]",
-            ),
-            click.option("--name", help="Name in the manifest  [default: from SOURCE]"),
-            click.option("--version", "model_version", default="1.0.0", show_default=True),
-            click.option(
-                "-o",
-                "--output",
-                type=click.Path(path_type=Path),
-                required=True,
-                help="Folder to write; it must not exist.",
-            ),
-            click.option("--force", is_flag=True, help="Replace the output if it exists."),
-            click.option("--quiet", is_flag=True, help="No progress."),
-        ]
-    ):
-        function = option(function)
-    return function
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(p.isdigit() and 1 <= int(p) <= 8192 for p in parts):
-        raise ConfigError(f"--input-size {text!r}: write N or HEIGHTxWIDTH in pixels")
-    return int(parts[0]), int(parts[-1])
-
-
-def _source_request(
-    source: str,
-    *,
-    weights: str | None,
-    labels_file: Path | None,
-    preprocess: str | None,
-    input_size: str | None,
-    resize_size: int | None,
-    activation: str | None,
-    temperature: float | None,
-) -> SourceRequest:
-    """Absolute paths, so that child processes find the files from anywhere."""
-    height, width = _size(input_size)
-    head, _, tail = source.rpartition(":")
-    if head.endswith(".py"):
-        source = f"{Path(head).resolve()}:{tail}"
-    if weights is not None and _is_path(weights):
-        weights = str(Path(weights).resolve())
-    if preprocess is not None and preprocess.endswith(".toml"):
-        preprocess = str(Path(preprocess).resolve())
-    return SourceRequest(
-        source=source,
-        weights=weights,
-        preprocess=preprocess,
-        input_height=height,
-        input_width=width,
-        resize_size=resize_size,
-        labels=str(labels_file.resolve()) if labels_file is not None else None,
-        activation=cast("Activation | None", activation),
-        temperature=temperature,
-    )
-
-
-def _is_path(weights: str) -> bool:
-    """Neither ``DEFAULT`` or another enum member nor ``random:SEED``, or a file that is there."""
-    named = re.fullmatch(r"[A-Z][A-Z0-9_]*|random:.*", weights)
-    return named is None or Path(weights).is_file()
-
-
-def _choices(text: str, known: tuple[str, ...], what: str) -> list[str]:
-    chosen = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in chosen if part not in known]
-    if unknown or not chosen or len(set(chosen)) != len(chosen):
-        raise ConfigError(f"--{what} {text!r}: choose, each once, from {','.join(known)}")
-    return chosen
-
-
-def _write_json(path: Path | None, value: object) -> None:
-    if path is None:
-        return
-    data = msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-    if str(path) == "-":
-        sys.stdout.buffer.write(data)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def _console(json_path: Path | None) -> Console:
-    """Tables go to stderr when JSON goes to stdout; log files get room for all columns."""
-    console = Console(stderr=str(json_path) == "-")
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 160
-    return console
-
-
-_JSON = click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, allow_dash=True),
-    metavar="F",
-    help="Write the result as JSON to F (- is stdout).",
-)
-_JOBS = click.option(
-    "--jobs",
-    type=click.IntRange(1, 64),
-    default=min(4, os.cpu_count() or 1),
-    show_default=True,
-    help="Child processes at a time.",
-)
+_source_options = source_options
 
 
 @click.command(
@@ -203,14 +50,14 @@ _JOBS = click.option(
     "  nearfar convert nets.py:my_net --weights my.pth --preprocess tf \\\n"
     "      --input-size 224 --to tflite --precision fp16 -o my.bundle\n"
 )
-@_source_options
+@source_options
 @click.option(
-    "--to", "to_formats", default=",".join(FORMATS), show_default=True, metavar="F,F",
-    help="Formats.",
+    "--to", "to_formats", default="torchscript,tflite,coreml", show_default=True,
+    metavar="F,F", help=f"Formats: {', '.join(FORMATS)}, or all.",
 )  # fmt: skip
 @click.option(
-    "--precision", "precisions", default=",".join(OFFERED), show_default=True, metavar="P,P",
-    help="Precisions; each format gets those it has.",
+    "--precision", "precisions", default="fp32,fp16,int8", show_default=True, metavar="P,P",
+    help=f"Each format gets those it has: {', '.join(OFFERED)}, or all.",
 )  # fmt: skip
 @click.option(
     "--calib", type=click.Path(path_type=Path), metavar="DIR",
@@ -221,8 +68,26 @@ _JOBS = click.option(
     help="file,class_index[,split]: which images to take, and a check that they fit the model.",
 )  # fmt: skip
 @click.option("--calib-split", metavar="S", help="Take only this split of the CSV.")
-@_JOBS
-@_JSON
+@click.option(
+    "--allow-synthetic-calibration", "noise", is_flag=True,
+    help="Without --calib, set int8 ranges from noise: stamped in the manifest; accuracy "
+    "suffers badly.",
+)  # fmt: skip
+@click.option(
+    "--input", "input_mode", type=click.Choice(get_args(InputMode)), default="float",
+    show_default=True,
+    help="uint8: the file takes 8-bit pixels, with normalization and channel order inside; "
+    "image: the same behind the platform's image type (Core ML).",
+)  # fmt: skip
+@click.option("--nms", is_flag=True, help="Detection: decode and exact NMS inside the file.")
+@click.option("--argmax", is_flag=True, help="Segmentation: classes, not scores, come out.")
+@click.option("--min-ios", metavar="N", help="Oldest iOS the app runs on, for example 16.")
+@click.option(
+    "--min-android-api", type=click.IntRange(21, 100), metavar="N",
+    help="Oldest Android API level the app runs on.",
+)  # fmt: skip
+@JOBS
+@JSON
 def convert(
     source: str,
     task: str,
@@ -231,6 +96,12 @@ def convert(
     calib: Path | None,
     calib_labels: Path | None,
     calib_split: str | None,
+    noise: bool,
+    input_mode: str,
+    nms: bool,
+    argmax: bool,
+    min_ios: str | None,
+    min_android_api: int | None,
     name: str | None,
     model_version: str,
     output: Path,
@@ -247,11 +118,12 @@ def convert(
     variants passed their gates, 1 one did not (it is marked not to ship), 2 bad input,
     3 a backend is missing.
     """
-    del task
-    request = _source_request(source, **source_options)
+    request = source_request(source, task=task, **source_options)
+    options = _file_options(input_mode, nms, argmax, min_ios, min_android_api)
     targets, refused = plan(
-        cast("list[Format]", _choices(to_formats, FORMATS, "to")),
-        cast("list[Precision]", _choices(precisions, OFFERED, "precision")),
+        cast("list[Format]", choose_many(to_formats, FORMATS, "to")),
+        cast("list[Precision]", choose_many(precisions, OFFERED, "precision")),
+        options,
     )
     data = None
     if calib is not None:
@@ -260,7 +132,7 @@ def convert(
             click.echo("note: the calibration folder holds some images twice", err=True)
     elif calib_labels is not None or calib_split is not None:
         raise ConfigError("--calib-labels and --calib-split need --calib DIR")
-    console = _console(json_path)
+    console = choose_console(json_path)
     for sentence in refused:
         console.print(f"left out: {sentence}", highlight=False)
     with JobProgress(quiet=quiet) as progress:
@@ -270,6 +142,8 @@ def convert(
                 targets=targets,
                 output=output,
                 calibration=data,
+                noise=noise,
+                options=options,
                 name=name,
                 version=model_version,
                 force=force,
@@ -278,13 +152,36 @@ def convert(
             )
         )
     print_report(outcome.report, console, outcome.seconds)
-    if not outcome.labels_given:
+    if not outcome.labels_given and outcome.manifest.labels is not None:
         console.print("no --labels given: classes are named by their number")
-    console.print(f"pre-processing: {describe_preprocess(outcome.manifest.preprocess)}")
+    if outcome.manifest.preprocess is not None:
+        console.print(f"pre-processing: {describe_preprocess(outcome.manifest.preprocess)}")
     peak = max(outcome.peak_rss_bytes.values()) / 2**30
     console.print(f"wrote {output} (largest child process: {peak:.1f} GB)", highlight=False)
-    _write_json(json_path, outcome)
+    write_json(json_path, outcome)
     sys.exit(outcome.report.exit_code)
+
+
+def _file_options(
+    input_mode: str,
+    nms: bool,
+    argmax: bool,
+    min_ios: str | None,
+    min_android_api: int | None,
+) -> FileOptions:
+    in_graph: list[InGraph] = []
+    if nms:
+        in_graph.append("nms")
+    if argmax:
+        in_graph.append("argmax")
+    least = None
+    if min_ios is not None or min_android_api is not None:
+        if min_ios is not None and not re.fullmatch(r"[0-9]{1,2}(\.[0-9]{1,2})?", min_ios):
+            raise ConfigError(f"--min-ios {min_ios!r}: write a version, for example 16 or 17.2")
+        least = MinOs(ios=min_ios, android_api=min_android_api)
+    return FileOptions(
+        input_mode=cast("InputMode", input_mode), in_graph=tuple(in_graph), min_os=least
+    )
 
 
 @click.command(
@@ -295,8 +192,8 @@ def convert(
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option(
-    "--eval", "eval_dir", type=click.Path(path_type=Path), required=True, metavar="DIR",
-    help="Real images that were not used for calibration.",
+    "--eval", "eval_dir", type=click.Path(path_type=Path), metavar="DIR",
+    help="Real images that were not used for calibration; a generator needs none.",
 )  # fmt: skip
 @click.option(
     "--labels", type=click.Path(path_type=Path), metavar="CSV",
@@ -314,11 +211,11 @@ def convert(
     help="Write JUnit XML for CI.",
 )  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress.")
-@_JOBS
-@_JSON
+@JOBS
+@JSON
 def verify(
     bundle: Path,
-    eval_dir: Path,
+    eval_dir: Path | None,
     labels: Path | None,
     split: str | None,
     reference: str | None,
@@ -341,39 +238,56 @@ def verify(
     source = None
     if reference is not None:
         source = _reference_source(opened, reference, weights)
-    data = read_dataset(eval_dir, labels=labels, split=split, purpose="evaluation")
-    if data.classes is not None and opened.manifest.labels is not None:
-        worst = max(data.classes)
-        if worst >= opened.manifest.labels.count:
-            raise EvaluationError(
-                f"a label is {worst}, the bundle has classes 0 to "
-                f"{opened.manifest.labels.count - 1}"
-            )
+    data = _evaluation_data(opened, eval_dir, labels, split)
     with JobProgress(quiet=quiet) as progress:
         report = verify_bundle(
             opened,
             data,
-            Options(gates=read_gates(gates), reference=source, jobs=jobs, listener=progress.update),
+            Options(
+                gates=read_gates(gates, task_name(opened.manifest.task)),
+                reference=source,
+                jobs=jobs,
+                listener=progress.update,
+            ),
         )
-    print_report(report, _console(json_path))
-    _write_json(json_path, report)
+    print_report(report, choose_console(json_path))
+    write_json(json_path, report)
     if junit_path is not None:
         write_junit(report, junit_path)
     sys.exit(report.exit_code)
 
 
+def _evaluation_data(
+    bundle: Bundle, folder: Path | None, labels: Path | None, split: str | None
+) -> Dataset:
+    if folder is None:
+        if bundle.manifest.preprocess is not None:
+            raise ConfigError("pass --eval DIR: real images that were not used for calibration")
+        return Dataset(files=())
+    data = read_dataset(folder, labels=labels, split=split, purpose="evaluation")
+    record = bundle.manifest.labels
+    if data.classes is not None and record is not None and max(data.classes) >= record.count:
+        raise EvaluationError(
+            f"a label is {max(data.classes)}, the bundle has classes 0 to {record.count - 1}"
+        )
+    return data
+
+
 def _reference_source(bundle: Bundle, reference: str, weights: str | None) -> SourceRequest:
     """The source at the bundle's input size; how it is fed comes from the bundle."""
-    height, width = bundle.manifest.preprocess.size
-    return _source_request(
+    manifest = bundle.manifest
+    size, latent = None, None
+    if manifest.preprocess is not None:
+        size = "x".join(str(side) for side in manifest.preprocess.size)
+    elif manifest.reference is not None:
+        latent = "x".join(str(side) for side in manifest.reference.inputs[0].shape[1:])
+    return source_request(
         reference,
+        task=task_name(manifest.task),
         weights=weights,
-        labels_file=None,
-        preprocess="raw",
-        input_size=f"{height}x{width}",
-        resize_size=None,
-        activation=None,
-        temperature=None,
+        preprocess="raw" if size is not None else None,
+        input_size=size,
+        latent=latent,
     )
 
 
@@ -384,8 +298,8 @@ def _reference_source(bundle: Bundle, reference: str, weights: str | None) -> So
     "      --preprocess torchvision --input-size 224 -o servables/resnet50\n"
     "  nearfar serve --models servables\n"
 )
-@_source_options
-@_JSON
+@source_options
+@JSON
 def export(
     source: str,
     task: str,
@@ -398,11 +312,10 @@ def export(
     **source_options: Any,
 ) -> None:
     """Export a full-size model as a servable that the broker loads."""
-    del task
     with JobProgress(quiet=quiet) as progress:
         servable = export_servable(
             Export(
-                source=_source_request(source, **source_options),
+                source=source_request(source, task=task, **source_options),
                 output=output,
                 name=name,
                 version=model_version,
@@ -410,12 +323,12 @@ def export(
                 listener=progress.update,
             )
         )
-    _console(json_path).print(
-        f"wrote {output}: {servable.name} {servable.version}, "
-        f"{describe_preprocess(servable.preprocess)}",
+    choose_console(json_path).print(
+        f"wrote {output}: {servable.name} {servable.version}, {task_name(servable.task)}, "
+        + (describe_preprocess(servable.preprocess) if servable.preprocess else "from a seed"),
         highlight=False,
     )
-    _write_json(json_path, servable)
+    write_json(json_path, servable)
 
 
 @click.command(
@@ -424,12 +337,12 @@ def export(
     "  nearfar inspect digits.bundle --json -\n"
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@_JSON
+@JSON
 def inspect(bundle: Path, json_path: Path | None) -> None:
     """Check BUNDLE's files against its manifest and print what is in it."""
     manifest = Bundle.open(bundle).manifest
-    print_manifest(manifest, _console(json_path))
-    _write_json(json_path, manifest)
+    print_manifest(manifest, choose_console(json_path))
+    write_json(json_path, manifest)
 
 
 @click.command(epilog="\b\nExample:\n  nearfar formats\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from converters.baked import baked_record
 from converters.bundle_writer import (
     add_variant_files,
     build_manifest,
@@ -19,10 +20,11 @@ from converters.bundle_writer import (
     write_manifest,
 )
 from converters.dataset import Dataset, image_digests
-from converters.golden import write_golden_images
+from converters.golden import GOLDEN_COUNT, write_golden_images
 from converters.jobs import (
     Artifact,
     ConvertJob,
+    InGraph,
     Job,
     JobResult,
     Prepared,
@@ -32,7 +34,8 @@ from converters.jobs import (
 )
 from converters.recipes import RECIPES, REFUSED, Recipe
 from converters.supervisor import JobError, Listener, Supervisor
-from converters.verify.gates import DEFAULT_GATES
+from converters.tasks import ANCHORS_FILE
+from converters.verify.gates import default_gates
 from converters.verify.verify import Options, Report, VariantReport, measure_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import (
@@ -43,17 +46,25 @@ from edge_runtime.contract.errors import (
 from edge_runtime.contract.files import atomic_directory
 from edge_runtime.contract.manifest import (
     CalibrationRecord,
+    FileMetadata,
     Format,
+    InputMode,
     Manifest,
+    MinOs,
     Precision,
     Quality,
     Variant,
+    canonical_json,
 )
+from edge_runtime.contract.tasks import task_name
 
-__all__ = ["Conversion", "Outcome", "Target", "convert", "plan"]
+__all__ = ["Conversion", "FileOptions", "Outcome", "Target", "convert", "plan"]
 
-_METHOD = "min-max over all images; weights by GPTQ rounding"
+_METHOD = "min-max over all inputs; weights by GPTQ rounding"
 _CHECK_IMAGES = 64
+_LATENTS = 128
+_NOISE_IMAGES = 32
+_MAX_LABELS_IN_FILE = 20_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +82,15 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """What every file of the bundle takes and gives."""
+
+    input_mode: InputMode = "float"
+    in_graph: tuple[InGraph, ...] = ()
+    min_os: MinOs | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
     """Everything the command line asks for."""
 
@@ -78,6 +98,9 @@ class Conversion:
     targets: Sequence[Target]
     output: Path
     calibration: Dataset | None = None
+    noise: bool = False
+    """Calibrate with noise where there are no images."""
+    options: FileOptions = FileOptions()
     name: str | None = None
     version: str = "1.0.0"
     force: bool = False
@@ -97,7 +120,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(
-    formats: Sequence[Format], precisions: Sequence[Precision]
+    formats: Sequence[Format], precisions: Sequence[Precision], options: FileOptions
 ) -> tuple[list[Target], list[str]]:
     """The variants to write, and a sentence for each combination that cannot be.
 
@@ -108,8 +131,10 @@ def plan(
     for format_name in formats:
         for precision in precisions:
             recipe = RECIPES.get((format_name, precision))
-            if recipe is None:
-                reason = REFUSED.get((format_name, precision), "not offered")
+            reason = REFUSED.get((format_name, precision), "not offered")
+            if recipe is not None:
+                reason = _obstacle(recipe, options)
+            if recipe is None or reason:
                 refused.append(f"{format_name} {precision}: {reason}")
             else:
                 targets.append(Target(format=format_name, precision=precision, recipe=recipe))
@@ -120,6 +145,32 @@ def plan(
     return targets, refused
 
 
+def _obstacle(recipe: Recipe, options: FileOptions) -> str:
+    """Why this recipe cannot be with these options; empty when it can."""
+    if recipe.calibrated and "nms" in options.in_graph:
+        return (
+            "box decoding and NMS lose too much in integers: leave --nms out (the runtime does "
+            "both), or take a float precision"
+        )
+    least = options.min_os
+    if least is None:
+        return ""
+    own_ios, own_android = recipe.min_os.ios, recipe.min_os.android_api
+    if least.ios is not None and own_ios is not None and _version(own_ios) > _version(least.ios):
+        return f"it needs iOS {own_ios}, the app is to run on iOS {least.ios}"
+    if (
+        least.android_api is not None
+        and own_android is not None
+        and own_android > least.android_api
+    ):
+        return f"it needs Android API {own_android}, the app is to run on {least.android_api}"
+    return ""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
 def convert(request: Conversion) -> Outcome:
     """Write the bundle, or raise and leave no trace of one.
 
@@ -127,7 +178,8 @@ def convert(request: Conversion) -> Outcome:
     outcome's report says so. Raises the errors of every stage, typed.
     """
     needs_calibration = [t.id for t in request.targets if t.recipe.calibrated]
-    if needs_calibration and request.calibration is None:
+    generates = request.source.task == "generation"
+    if needs_calibration and request.calibration is None and not generates and not request.noise:
         raise CalibrationError(
             f"{', '.join(needs_calibration)}: int8 needs real images of the kind the app will "
             "see: pass --calib DIR (about 100 images), or leave int8 out of --precision"
@@ -153,10 +205,10 @@ class _Run:
     def run(self) -> Outcome:
         request = self.request
         calibrated = any(target.recipe.calibrated for target in request.targets)
-        golden = write_golden_images(self.root / "golden")
+        golden = self._golden()
         prepared = self._prepare(golden, calibrated)
         record = self._calibration_record() if calibrated else None
-        if calibrated:
+        if any(target.recipe.rounded for target in request.targets):
             self._call(
                 "weights",
                 RoundJob(
@@ -169,7 +221,8 @@ class _Run:
         (self.root / "reference" / "calibration.npy").unlink(missing_ok=True)
         manifest = self._write(prepared, golden, record, artifacts)
         report = self._measure()
-        manifest = _with_quality(manifest, report, "calibration" if calibrated else "golden")
+        images = calibrated and request.calibration is not None
+        manifest = _with_quality(manifest, report, "calibration" if images else "golden")
         write_manifest(self.root, manifest)
         return Outcome(
             bundle=str(request.output),
@@ -189,27 +242,42 @@ class _Run:
         self._note(name, result)
         return result
 
+    def _golden(self) -> list[Path]:
+        folder = self.root / "golden"
+        if self.request.source.task != "generation":
+            return write_golden_images(folder)
+        folder.mkdir()
+        return [folder / f"latent{seed}.f32" for seed in range(GOLDEN_COUNT)]
+
     def _prepare(self, golden: Sequence[Path], calibrated: bool) -> Prepared:
+        request = self.request
         reference = self.root / "reference"
         reference.mkdir()
-        data = self.request.calibration if calibrated else None
-        result = self._call(
-            "reference",
-            PrepareJob(
-                source=self.request.source,
-                out_dir=str(reference),
-                golden=[str(path) for path in golden],
-                calibration=[str(path) for path in data.files] if data else [],
-                calibration_classes=list(data.classes) if data and data.classes else [],
-            ),
+        job = PrepareJob(
+            source=request.source, out_dir=str(reference), golden=[str(path) for path in golden]
         )
+        data = request.calibration
+        if calibrated and request.source.task == "generation":
+            job.calibration_latents = _LATENTS
+        elif calibrated and data is not None:
+            job.calibration = [str(path) for path in data.files]
+            job.calibration_classes = list(data.classes) if data.classes else []
+        elif calibrated:
+            job.calibration_noise = _NOISE_IMAGES
+        result = self._call("reference", job)
         for path in golden:
-            (reference / path.with_suffix(".f32").name).rename(path.with_suffix(".f32"))
+            for output in reference.glob(f"{path.stem}.*.f32"):
+                output.rename(path.with_name(output.name))
+        if (reference / ANCHORS_FILE).exists():
+            (reference / ANCHORS_FILE).rename(self.root / ANCHORS_FILE)
         assert isinstance(result.answer, Prepared)  # noqa: S101  # what a PrepareJob answers
         return result.answer
 
     def _calibration_record(self) -> CalibrationRecord:
-        assert self.request.calibration is not None  # noqa: S101  # checked by convert
+        if self.request.source.task == "generation":
+            return CalibrationRecord(images=_LATENTS, data="latents", path=None, method=_METHOD)
+        if self.request.calibration is None:
+            return CalibrationRecord(images=_NOISE_IMAGES, data="noise", path=None, method=_METHOD)
         digests = image_digests(self.request.calibration.files)
         return write_calibration_record(self.root, digests, _METHOD)
 
@@ -245,8 +313,9 @@ class _Run:
     ) -> ConvertJob:
         out_dir = self.work / target.id
         out_dir.mkdir(exist_ok=True)
-        calibrated = target.recipe.calibrated
-        base = made[f"{target.format}-fp32"][0] if target.recipe.from_fp32 else None
+        recipe, options = target.recipe, self.request.options
+        base = made[f"{target.format}-fp32"][0] if recipe.from_fp32 else None
+        calibration = str(self.root / "reference" / "calibration.npy")
         return ConvertJob(
             source=self.request.source,
             format=target.format,
@@ -254,10 +323,37 @@ class _Run:
             out_dir=str(out_dir),
             inputs=prepared.inputs,
             outputs=prepared.outputs,
-            calibration=str(self.root / "reference" / "calibration.npy") if calibrated else None,
-            rounded=str(self.work / "rounded.safetensors") if calibrated else None,
+            task=prepared.task,
+            preprocess=prepared.preprocess,
+            labels=tuple(prepared.labels) if prepared.labels is not None else None,
+            input_mode=options.input_mode,
+            in_graph=options.in_graph,
+            min_os=options.min_os,
+            metadata=self._metadata(target, prepared),
+            calibration=calibration if recipe.calibrated else None,
+            rounded=str(self.work / "rounded.safetensors") if recipe.rounded else None,
             base=str(base) if base else None,
         )
+
+    def _name(self) -> str:
+        return self.request.name or default_name(self.request.source.source)
+
+    def _metadata(self, target: Target, prepared: Prepared) -> str:
+        mode = self.request.options.input_mode
+        preprocess = prepared.preprocess
+        if preprocess is not None and mode != "float":
+            preprocess = baked_record(preprocess)
+        labels = tuple(prepared.labels or ())
+        record = FileMetadata(
+            name=self._name(),
+            version=self.request.version,
+            variant=target.id,
+            task=prepared.task,
+            preprocess=preprocess,
+            input_mode=mode,
+            labels=labels if len(labels) <= _MAX_LABELS_IN_FILE else (),
+        )
+        return canonical_json(record).decode()
 
     def _write(
         self,
@@ -269,10 +365,11 @@ class _Run:
         tools = dict(prepared.tools)
         for _, _, _, artifact in artifacts:
             tools.update(artifact.tools)
-        labels = labels_record(self.root, prepared.labels)
+        labels = labels_record(self.root, prepared.labels) if prepared.labels else None
         manifest = build_manifest(
             self.root,
-            name=self.request.name or default_name(self.request.source.source),
+            name=self._name(),
+            input_mode=self.request.options.input_mode,
             bundle_version=self.request.version,
             prepared=prepared,
             golden=golden,
@@ -287,13 +384,17 @@ class _Run:
         """Run every saved file where it will run, before anyone sees the bundle."""
         bundle = Bundle.open(self.root)
         data = self.request.calibration
-        if data is None or bundle.manifest.provenance.calibration is None:
-            files = tuple(bundle.root / vector.image for vector in bundle.manifest.golden)
+        if bundle.manifest.preprocess is None:
+            files: tuple[Path, ...] = ()
+        elif data is None or bundle.manifest.provenance.calibration is None:
+            files = tuple(bundle.root / vector.input for vector in bundle.manifest.golden)
         else:
             step = max(1, len(data.files) // _CHECK_IMAGES)
             files = data.files[::step][:_CHECK_IMAGES]
         options = Options(
-            gates=DEFAULT_GATES, jobs=self.request.jobs, listener=self.request.listener
+            gates=default_gates(task_name(bundle.manifest.task)),
+            jobs=self.request.jobs,
+            listener=self.request.listener,
         )
         return measure_bundle(bundle, Dataset(files=files), options)
 
@@ -316,7 +417,8 @@ def _judged(variant: Variant, entry: VariantReport, data: str) -> Variant:
         sqnr_db_mean=round(entry.sqnr_db or 0.0, 2),
         sqnr_db_min=round(entry.sqnr_db_min or 0.0, 2),
         max_abs=entry.max_abs or 0.0,
-        agreement=entry.agreement or 0.0,
+        agreement=entry.agreement,
+        metrics={name: round(value, 4) for name, value in entry.metrics.items()},
         size_ratio=round(entry.size_ratio or 0.0, 4),
         passed=entry.passed,
         reasons=entry.reasons,

@@ -42,7 +42,7 @@ def export_servable(request: Export) -> Servable:
         job = PrepareJob(source=request.source, out_dir=str(root))
         answer = supervisor.run("export", job).answer
         assert isinstance(answer, Prepared)  # noqa: S101  # what a PrepareJob answers
-        labels = labels_record(root, answer.labels)
+        labels = labels_record(root, answer.labels) if answer.labels else None
         servable = Servable(
             name=request.name or default_name(request.source.source),
             version=request.version,

@@ -5,24 +5,29 @@ Every message between parent and child is one of these structs as JSON: nothing 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
+from converters.verify.figures import Closeness, Finding
 from edge_runtime.contract.manifest import (
     Accelerator,
     Format,
+    InputMode,
     MinOs,
     Precision,
     ReferenceRecord,
     Variant,
 )
 from edge_runtime.contract.preprocess import Preprocess
-from edge_runtime.contract.tasks import Task
+from edge_runtime.contract.tasks import Task, TaskName
 from edge_runtime.contract.tasks.classification import Activation
 from edge_runtime.contract.tensors import TensorSpec
 
 __all__ = [
     "Artifact",
     "ConvertJob",
+    "InGraph",
     "Job",
     "JobResult",
     "PrepareJob",
@@ -36,6 +41,10 @@ __all__ = [
 ]
 
 
+InGraph = Literal["nms", "argmax"]
+"""Post-processing that a variant carries in its graph."""
+
+
 class _Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     pass
 
@@ -44,7 +53,9 @@ class SourceRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A trained model, as named on the command line; every path is absolute."""
 
     source: str
-    """``torchvision:NAME``, ``keras:NAME``, ``zoo:NAME`` or ``FILE.py:CALLABLE``."""
+    """``torchvision:NAME``, ``keras:NAME``, ``zoo:NAME``, ``FILE.py:CALLABLE``, or a saved
+    model: ``.pt2``, ``.pt``, ``.keras``, a SavedModel folder."""
+    task: TaskName = "classification"
     weights: str | None = None
     """A file, ``DEFAULT`` (the library's own loader) or ``random:SEED``."""
     preprocess: str | None = None
@@ -56,6 +67,13 @@ class SourceRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A text file, one class a line; None: the source's own, or class numbers."""
     activation: Activation | None = None
     temperature: float | None = None
+    latent_shape: tuple[int, ...] | None = None
+    """Generation: the input without its batch axis, for example ``(100, 1, 1)``."""
+    output_scale: float | None = None
+    """Tasks that answer an image: value * scale + offset is the 8-bit pixel."""
+    output_offset: float | None = None
+    score_threshold: float | None = None
+    """Detection."""
 
 
 class PrepareJob(_Message, tag="prepare", kw_only=True):
@@ -63,10 +81,16 @@ class PrepareJob(_Message, tag="prepare", kw_only=True):
 
     source: SourceRequest
     out_dir: str
-    """Gets ``model.pt2``, ``labels.txt`` and, for each golden image, ``<name>.f32``."""
+    """Gets ``model.pt2``, for a detector ``anchors.f32``, and for each golden input one
+    ``<name>.<output>.f32`` an output."""
     golden: list[str] = []
+    """Images; for a generator the files are written here, one latent each."""
     calibration: list[str] = []
     """Images; their pre-processed pixels go to ``calibration.npy``."""
+    calibration_latents: int = 0
+    """Generation: how many latents (seeds 1000, 1001, ...) go there instead."""
+    calibration_noise: int = 0
+    """How many images of noise go there instead: only when asked for."""
     calibration_classes: list[int] = []
     """Their classes, when known: mislabeled data are refused."""
 
@@ -75,9 +99,11 @@ class Prepared(_Message, tag="prepared", kw_only=True):
     """What the source turned out to be."""
 
     task: Task
-    preprocess: Preprocess
-    labels: list[str]
+    preprocess: Preprocess | None
+    labels: list[str] | None
+    """None: the task has no classes."""
     labels_given: bool
+    golden_stride: int = 1
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     source_sha256: str | None
@@ -116,6 +142,18 @@ class ConvertJob(_Message, tag="convert", kw_only=True):
     rounded: str | None = None
     base: str | None = None
     """The same format's fp32 file, where this precision starts from it."""
+    task: Task
+    preprocess: Preprocess | None
+    """Of the reference."""
+    input_mode: InputMode = "float"
+    in_graph: tuple[InGraph, ...] = ()
+    labels: tuple[str, ...] | None = None
+    min_os: MinOs | None = None
+    """``--min-ios`` and ``--min-android-api``: what the app needs to run on."""
+    metadata: str = "{}"
+    """JSON to store inside the file: see ``docs/conversion.md``."""
+    keep: tuple[str, ...] = ()
+    """Module names (of the source) to leave in floating point."""
 
 
 class Artifact(_Message, tag="artifact", kw_only=True):
@@ -129,6 +167,10 @@ class Artifact(_Message, tag="artifact", kw_only=True):
     min_runtime: str
     accelerators: tuple[Accelerator, ...]
     rewrites: tuple[str, ...]
+    kept: tuple[str, ...] = ()
+    """Layers left in floating point, of those asked for."""
+    preprocess: Preprocess | None
+    """What this file expects."""
     tools: dict[str, str]
 
 
@@ -140,16 +182,20 @@ class VariantRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class RunJob(_Message, tag="run", kw_only=True):
-    """Run saved files of one format, or the reference, on images."""
+    """Run saved files of one format, or the reference, on inputs."""
 
-    images: list[str]
-    golden: list[str] = []
-    """Images for the reference alone; its answers go to ``reference.golden.npy``."""
+    task: Task
+    images: list[str] = []
+    latents: int = 0
+    """Generation: how many inputs, seeds ``EVALUATION_SEED`` and following."""
     out_dir: str
-    """Gets ``<id>.npy``, float32 ``[images, outputs]``, for each run."""
+    """The reference leaves ``reference.<output>.npy``, float32 ``[inputs, ...]``, here; the
+    variants are compared with it."""
+    golden: list[str] = []
+    """Inputs for the reference alone; its answers go to ``golden.<output>.npy``."""
     variants: list[VariantRun] = []
     probes: list[Preprocess] = []
-    """Other pre-processings to try; output ``<id>.probe<k>.npy``."""
+    """Other pre-processings to try. The reference's answers go to ``probe<k>.npy``."""
     probe_images: int = 0
     """How many of the images the variants are probed on; the reference takes all."""
     reference: str | None = None
@@ -157,6 +203,9 @@ class RunJob(_Message, tag="run", kw_only=True):
     reference_source: SourceRequest | None = None
     """Or a source to rebuild and run."""
     reference_preprocess: Preprocess | None = None
+    reference_inputs: tuple[TensorSpec, ...] = ()
+    anchors: str | None = None
+    """Detection: the file of the anchors."""
 
 
 class RunResult(_Message, tag="ran", kw_only=True):
@@ -164,6 +213,15 @@ class RunResult(_Message, tag="ran", kw_only=True):
 
     errors: dict[str, tuple[str, str]]
     """id -> (code, detail) of those that did not load or run."""
+    figures: dict[str, Closeness] = {}
+    findings: dict[str, list[Finding]] = {}
+    """What else is wrong with a file, whatever its figures."""
+    probe_db: dict[str, list[float]] = {}
+    """Mean SQNR on the first ``probe_images`` under each of the probes."""
+    top1: dict[str, list[int]] = {}
+    """Classification: the first class of each image."""
+    quantized_share: dict[str, float] = {}
+    """Of the bytes of weights, those stored in at most 8 bits."""
     peak_ram_bytes: dict[str, int]
     milliseconds: dict[str, float]
     """Median of one inference, one thread, on this machine."""

@@ -1,15 +1,16 @@
-"""First stage of a conversion: the fp32 reference, golden answers, calibration pixels."""
+"""First stage of a conversion: the fp32 reference, golden answers, calibration inputs."""
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converters.jobs import Prepared, PrepareJob, Rounded, RoundJob
 from converters.sources import Source, load_source
+from converters.tasks import ANCHORS_FILE, class_count, describe_model
 from converters.verify.metrics import chance_probability
 from converters.worker import report_progress
 from edge_runtime.contract import limits
@@ -25,18 +26,31 @@ from edge_runtime.contract.manifest import (
     ReferenceRecord,
     canonical_json,
 )
-from edge_runtime.contract.preprocess import Preprocess, apply
-from edge_runtime.contract.tasks import ClassificationTask
+from edge_runtime.contract.preprocess import Preprocess, apply, normalization_table
+from edge_runtime.contract.tasks import Task
+from edge_runtime.contract.tasks.generation import latent_from_seed
 from edge_runtime.contract.tensors import TensorSpec
 from edge_runtime.runtimes.base import installed_version
 
-__all__ = ["export_reference", "load_pixels", "prepare", "prepared_module", "round_for_int8"]
+__all__ = [
+    "CALIBRATION_SEED",
+    "export_reference",
+    "golden_stride",
+    "latent",
+    "load_pixels",
+    "prepare",
+    "round_for_int8",
+    "tensors",
+    "thin",
+]
 
+CALIBRATION_SEED = 1000
+"""Latents that calibrate a generator have this seed and the following ones."""
 _CHANCE_P = 0.01
 _MIN_LABELED = 20
 
 
-def load_pixels(record: Preprocess, path: Path, role: str) -> Any:
+def load_pixels(record: Preprocess, path: Path, role: str) -> NDArray[np.float32]:
     """One image, pre-processed: float32 ``[1, C, H, W]``; names the file when it is bad."""
     try:
         image = apply(record, decode_image(path.read_bytes()))
@@ -45,55 +59,61 @@ def load_pixels(record: Preprocess, path: Path, role: str) -> Any:
     return np.ascontiguousarray(image.transpose(2, 0, 1))[None]
 
 
+def latent(spec: TensorSpec, seed: int) -> NDArray[np.float32]:
+    """A generator's input for ``seed``, of the shape of ``spec``."""
+    count = int(np.prod(spec.shape))
+    return latent_from_seed(seed, count).reshape(spec.shape)
+
+
+def tensors(answer: Any) -> list[Any]:
+    """What a module answered as a list of tensors."""
+    return list(answer) if isinstance(answer, tuple | list) else [answer]
+
+
+def golden_stride(outputs: tuple[TensorSpec, ...]) -> int:
+    """Keep every how many-th number, so that no golden output has too many."""
+    largest = max(int(np.prod(spec.shape)) for spec in outputs)
+    return -(-largest // limits.MAX_GOLDEN_VALUES)
+
+
+def thin(output: NDArray[np.floating], stride: int) -> NDArray[np.float32]:
+    """The numbers of one output that a golden vector keeps, float32."""
+    return np.asarray(output, dtype=np.float32).reshape(-1)[::stride]
+
+
 def prepare(job: PrepareJob) -> Prepared:
     """Build, check, export and run the source once.
 
     Raises the errors of ``load_source`` and ``CalibrationError``, ``SourceError``.
     """
-    import torch
-
     report_progress("building the model")
     source = load_source(job.source)
-    height, width = source.preprocess.size
-    shape = (1, source.preprocess.channels, height, width)
-    outputs = _probe(source, shape)
-    classes = outputs.shape[1]
-    labels = source.labels
-    if labels is None:
-        labels = tuple(f"class {index}" for index in range(classes))
-    if len(labels) != classes:
-        raise ConfigError(
-            f"the model has {classes} outputs and there are {len(labels)} labels: check --labels"
-        )
-    task = ClassificationTask(
-        classes=classes,
-        activation=source.activation,
-        temperature=source.temperature,
-        top_k=min(5, classes),
-    )
-    inputs = (TensorSpec(name="image", dtype="float32", shape=shape, layout="NCHW"),)
+    model = describe_model(source, job.source)
+    labels = _labels(source, model.task)
     out_dir = Path(job.out_dir)
+    if source.detection is not None:
+        anchors = np.asarray(source.detection.anchors, dtype="<f4")
+        (out_dir / ANCHORS_FILE).write_bytes(anchors.tobytes())
     report_progress("exporting the fp32 reference")
     record = ReferenceRecord(
-        task=task, preprocess=source.preprocess, inputs=inputs, outputs=(outputs,)
+        task=model.task, preprocess=source.preprocess, inputs=model.inputs, outputs=model.outputs
     )
     program = export_reference(source.module, record, out_dir / "model.pt2")
+    stride = golden_stride(model.outputs)
     for number, name in enumerate(job.golden):
-        report_progress("answering golden images", number + 1, len(job.golden))
-        pixels = load_pixels(source.preprocess, Path(name), "golden")
-        with torch.no_grad():
-            answer = program(torch.from_numpy(pixels)).numpy()
-        (out_dir / (Path(name).stem + ".f32")).write_bytes(answer.astype("<f4").tobytes())
+        report_progress("answering golden inputs", number + 1, len(job.golden))
+        _answer_golden(program, source, model.inputs[0], Path(name), number, stride, out_dir)
     accuracy = None
-    if job.calibration:
-        accuracy = _write_calibration(job, source, program, classes, out_dir)
+    if job.calibration or job.calibration_latents or job.calibration_noise:
+        accuracy = _write_calibration(job, source, program, model.inputs[0], out_dir)
     return Prepared(
-        task=task,
+        task=model.task,
         preprocess=source.preprocess,
-        labels=list(labels),
+        labels=list(labels) if labels is not None else None,
         labels_given=source.labels is not None,
-        inputs=inputs,
-        outputs=(outputs,),
+        golden_stride=stride,
+        inputs=model.inputs,
+        outputs=model.outputs,
         source_sha256=source.source_sha256,
         weights=source.weights,
         weights_sha256=source.weights_sha256,
@@ -102,32 +122,41 @@ def prepare(job: PrepareJob) -> Prepared:
     )
 
 
-def _probe(source: Source, shape: tuple[int, ...]) -> TensorSpec:
-    """Run one blank image and see what comes out."""
+def _labels(source: Source, task: Task) -> tuple[str, ...] | None:
+    classes = class_count(task)
+    if classes is None:
+        return None
+    if source.labels is None:
+        return tuple(f"class {index}" for index in range(classes))
+    if len(source.labels) != classes:
+        raise ConfigError(
+            f"the model has {classes} classes and there are {len(source.labels)} labels: "
+            "check --labels"
+        )
+    return source.labels
+
+
+def _answer_golden(
+    program: Any,
+    source: Source,
+    spec: TensorSpec,
+    path: Path,
+    number: int,
+    stride: int,
+    out_dir: Path,
+) -> None:
     import torch
 
-    try:
-        with torch.no_grad():
-            answer = source.module(torch.zeros(shape))
-    except Exception as error:  # whatever the user's forward raises
-        raise SourceError(
-            f"the model does not take float32 {list(shape)}: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''} (check --input-size)"
-        ) from error
-    if not isinstance(answer, torch.Tensor):
-        raise SourceError(
-            f"the model answers with a {type(answer).__name__}; classification needs one "
-            "tensor: wrap it in a module that returns the logits"
-        )
-    if answer.dim() != 2 or answer.shape[0] != 1 or answer.shape[1] < 2:
-        raise SourceError(
-            f"the model answers {list(answer.shape)}; classification needs [1, classes]"
-        )
-    if not bool(torch.isfinite(answer).all()):
-        raise SourceError("the model answers NaN or infinity for a blank image: check weights")
-    if answer.shape[1] > limits.MAX_LABELS:
-        raise SourceError(f"{answer.shape[1]} classes are more than {limits.MAX_LABELS}")
-    return TensorSpec(name="logits", dtype="float32", shape=tuple(answer.shape), layout="NC")
+    if source.preprocess is None:
+        values = latent(spec, number)
+        path.write_bytes(values.astype("<f4").tobytes())
+    else:
+        values = load_pixels(source.preprocess, path, "golden")
+    with torch.no_grad():
+        answers = tensors(program(torch.from_numpy(values)))
+    for index, answer in enumerate(answers):
+        kept = thin(answer.numpy(), stride)
+        (out_dir / f"{path.stem}.{index}.f32").write_bytes(kept.astype("<f4").tobytes())
 
 
 def export_reference(module: Any, record: ReferenceRecord, path: Path) -> Any:
@@ -164,76 +193,71 @@ def export_reference(module: Any, record: ReferenceRecord, path: Path) -> Any:
     generator = torch.Generator().manual_seed(0)
     check = torch.rand((3, *shape), generator=generator)
     with torch.no_grad():
-        difference = float((program(check) - module(check)).abs().max())
-        scale = float(module(check).abs().max()) or 1.0
-    if not difference <= 1e-4 * scale:
-        raise SourceError(f"the exported program differs from the model by {difference:.2e}")
+        for own, read in zip(tensors(module(check)), tensors(program(check)), strict=True):
+            difference = float((read - own).abs().max())
+            scale = float(own.abs().max()) or 1.0
+            if not difference <= 1e-4 * scale:
+                raise SourceError(
+                    f"the exported program differs from the model by {difference:.2e}"
+                )
     return program
 
 
 def _write_calibration(
-    job: PrepareJob, source: Source, program: Any, classes: int, out_dir: Path
+    job: PrepareJob, source: Source, program: Any, spec: TensorSpec, out_dir: Path
 ) -> float | None:
-    """Save the calibration pixels; check the labels against the model when there are any."""
-    import torch
-
-    count = len(job.calibration)
-    shape = (count, source.preprocess.channels, *source.preprocess.size)
-    pixels = np.lib.format.open_memmap(
-        out_dir / "calibration.npy", mode="w+", dtype=np.float32, shape=shape
+    """Save the calibration inputs; check labels against the model when there are any."""
+    count = len(job.calibration) or job.calibration_latents or job.calibration_noise
+    inputs = np.lib.format.open_memmap(
+        out_dir / "calibration.npy", mode="w+", dtype=np.float32, shape=(count, *spec.shape[1:])
     )
-    right = 0
+    if source.preprocess is None:
+        for number in range(count):
+            inputs[number] = latent(spec, CALIBRATION_SEED + number)[0]
+        inputs.flush()
+        return None
+    if job.calibration_noise:
+        generator = np.random.default_rng(CALIBRATION_SEED)
+        table = normalization_table(source.preprocess.normalization)
+        for number in range(count):
+            pixels = generator.integers(0, 256, spec.shape[1:])
+            inputs[number] = np.stack(
+                [row[plane] for row, plane in zip(table, pixels, strict=True)]
+            )
+        inputs.flush()
+        return None
     for number, name in enumerate(job.calibration):
         report_progress("reading calibration images", number + 1, count)
-        batch = load_pixels(source.preprocess, Path(name), "calibration")
-        pixels[number] = batch[0]
-        if job.calibration_classes:
-            wanted = job.calibration_classes[number]
-            if wanted >= classes:
-                raise CalibrationError(
-                    f"{name} is labeled {wanted}, the model has classes 0 to {classes - 1}"
-                )
-            with torch.no_grad():
-                right += int(program(torch.from_numpy(batch)).argmax()) == wanted
-    pixels.flush()
-    if not job.calibration_classes:
+        inputs[number] = load_pixels(source.preprocess, Path(name), "calibration")[0]
+    inputs.flush()
+    if not job.calibration_classes or source.task != "classification":
         return None
+    return _labeled_share(job, program, inputs)
+
+
+def _labeled_share(job: PrepareJob, program: Any, pixels: NDArray[np.float32]) -> float:
+    """Share of labeled calibration images that the model gets right; refuses chance."""
+    import torch
+
+    right, classes = 0, 0
+    for number, (name, wanted) in enumerate(
+        zip(job.calibration, job.calibration_classes, strict=True)
+    ):
+        with torch.no_grad():
+            logits = program(torch.from_numpy(np.array(pixels[number : number + 1])))
+        classes = int(logits.shape[1])
+        if wanted >= classes:
+            raise CalibrationError(
+                f"{name} is labeled {wanted}, the model has classes 0 to {classes - 1}"
+            )
+        right += int(logits.argmax()) == wanted
+    count = len(job.calibration)
     if count >= _MIN_LABELED and chance_probability(right, count, classes) > _CHANCE_P:
         raise CalibrationError(
             f"the model gets {right} of {count} labeled calibration images right, no better "
             "than chance: the labels are of another order, or the pre-processing is wrong"
         )
     return right / count
-
-
-def prepared_module(source: Source, rounded: Path | None) -> tuple[Any, list[str]]:
-    """The module that converters start from, and the rewrites it went through.
-
-    With ``rounded``: batch norms folded and the weights that ``round_for_int8`` chose.
-    """
-    if rounded is None:
-        return source.module, []
-    import torch
-    from safetensors.torch import load_file
-
-    from converters.rewrites.fold import fold_batch_norm
-
-    module = copy.deepcopy(source.module)
-    height, width = source.preprocess.size
-    example = torch.rand(
-        (2, source.preprocess.channels, height, width),
-        generator=torch.Generator().manual_seed(0),
-    )
-    folded = fold_batch_norm(module, example)
-    state = load_file(str(rounded))
-    for name, layer in module.named_modules():  # bias correction may add a bias
-        if f"{name}.bias" in state and getattr(layer, "bias", False) is None:
-            layer.bias = torch.nn.Parameter(state[f"{name}.bias"], requires_grad=False)
-    module.load_state_dict(state, strict=True)
-    names = ["round_weights"]
-    if folded:
-        names.insert(0, "fold_batch_norm")
-    return module, names
 
 
 def round_for_int8(job: RoundJob) -> Rounded:
@@ -257,6 +281,6 @@ def round_for_int8(job: RoundJob) -> Rounded:
         samples,
         lambda done, total: report_progress("choosing int8 weights", done, total),
     )
-    tensors = {name: value.contiguous().clone() for name, value in module.state_dict().items()}
-    save_file(tensors, job.out_file)
+    values = {name: value.contiguous().clone() for name, value in module.state_dict().items()}
+    save_file(values, job.out_file)
     return Rounded(folded=folded, rounded=rounded)

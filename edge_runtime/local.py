@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_runtime.contract import preprocess
 from edge_runtime.contract.errors import InferenceError, NearfarError
-from edge_runtime.contract.manifest import Variant
+from edge_runtime.contract.manifest import Variant, require_preprocess
 from edge_runtime.contract.tasks import ClassificationTask, Prediction
 from edge_runtime.contract.tasks.classification import postprocess
 from edge_runtime.contract.tensors import pack_image
@@ -43,7 +43,8 @@ class LocalPipeline:
     def answer(self, photo: Photo, top_k: int | None = None) -> tuple[Prediction, ...]:
         """Ranked classes. Raises ``ImageError``, ``InferenceError`` or ``TensorError``."""
         try:
-            image = preprocess.apply(self.variant.preprocess, photo.pixels())
+            record = require_preprocess(self.variant.preprocess)
+            image = preprocess.apply(record, photo.pixels())
             (output,) = self._model.run([pack_image(image, self._model.inputs[0])])
             return postprocess(self._task, output.astype(np.float32), self._labels, top_k)
         except NearfarError:

@@ -156,7 +156,7 @@ def _candidates(
         key=lambda v: (
             _PRECISIONS.index(v.precision),
             _FORMATS.index(v.format),
-            -v.quality.agreement,
+            -(v.quality.agreement or 0.0),
             -v.quality.sqnr_db_mean,
             v.id,
         ),

@@ -13,7 +13,12 @@ __all__ = ["write_junit"]
 def write_junit(report: Report, path: Path) -> None:
     """Write ``report`` as one ``testsuite``."""
     cases = [
-        (f"variant.{entry.id}", entry.passed, "; ".join(entry.reasons)) for entry in report.variants
+        (
+            f"variant.{entry.id}",
+            entry.passed,
+            "; ".join(f"{finding.name}: {finding.detail}" for finding in entry.findings),
+        )
+        for entry in report.variants
     ]
     cases += [(f"check.{check.name}", check.passed, check.detail) for check in report.checks]
     suite = ET.Element(

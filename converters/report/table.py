@@ -11,6 +11,7 @@ from rich.table import Table
 from converters.verify.verify import Report, VariantReport
 from edge_runtime.contract.manifest import Manifest
 from edge_runtime.contract.preprocess import Preprocess, ResizeExact
+from edge_runtime.contract.tasks import task_name
 
 __all__ = ["describe_preprocess", "print_manifest", "print_report"]
 
@@ -30,7 +31,9 @@ def _number(value: float | None, form: str) -> str:
 def print_report(report: Report, console: Console, seconds: dict[str, float] | None = None) -> None:
     """Each variant and check of a proof; reasons below the table."""
     wide = console.width >= 110
-    table = Table(title=f"{report.bundle} {report.version}: {report.images} images", box=SIMPLE)
+    inputs = "seeds" if report.task == "generation" else "images"
+    title = f"{report.bundle} {report.version}: {report.images} {inputs}"
+    table = Table(title=title, box=SIMPLE)
     table.add_column("variant", no_wrap=True)
     for name, _ in _columns(report, seconds, wide):
         table.add_column(name, justify="right", no_wrap=True)
@@ -50,6 +53,19 @@ def print_report(report: Report, console: Console, seconds: dict[str, float] | N
         console.print(f"accuracy of the fp32 reference: {report.reference_accuracy:.4f}")
 
 
+# Which of the metrics get a column: title and form.
+_METRICS = {
+    "map": ("mAP", ".3f"),
+    "miou": ("mIoU", ".3f"),
+    "psnr_db": ("PSNR dB", ".1f"),
+    "ssim": ("SSIM", ".3f"),
+}
+
+
+def _metric(key: str, form: str) -> Callable[[VariantReport], str]:
+    return lambda entry: _number(entry.metrics.get(key), form)
+
+
 def _columns(
     report: Report, seconds: dict[str, float] | None, wide: bool
 ) -> list[tuple[str, Callable[[VariantReport], str]]]:
@@ -57,7 +73,14 @@ def _columns(
     columns: list[tuple[str, Callable[[VariantReport], str]]] = [
         ("size", lambda v: _bytes(v.size_bytes)),
         ("SQNR dB", lambda v: _number(v.sqnr_db, ".1f")),
-        ("agree", lambda v: _number(v.agreement, ".1%")),
+    ]
+    if report.task in ("classification", "detection", "segmentation"):
+        title = {"detection": "boxes", "segmentation": "pixels"}.get(report.task, "agree")
+        columns.append((title, lambda v: _number(v.agreement, ".1%")))
+    columns += [
+        (title, _metric(key, form))
+        for key, (title, form) in _METRICS.items()
+        if any(key in entry.metrics for entry in report.variants)
     ]
     if wide:
         columns[1:1] = [("ratio", lambda v: _number(v.size_ratio, ".2f"))]
@@ -96,15 +119,19 @@ def print_manifest(manifest: Manifest, console: Console) -> None:
     """What is in a bundle."""
     console.print(f"[bold]{manifest.name} {manifest.version}[/bold]", highlight=False)
     console.print(
-        f"task: {type(manifest.task).__name__.removesuffix('Task').lower()}, "
-        f"{manifest.labels.count if manifest.labels else 0} labels"
+        f"task: {task_name(manifest.task)}"
+        + (f", {manifest.labels.count} labels" if manifest.labels else "")
     )
-    console.print(f"pre-processing: {describe_preprocess(manifest.preprocess)}", highlight=False)
+    if manifest.preprocess is not None:
+        console.print(
+            f"pre-processing: {describe_preprocess(manifest.preprocess)}", highlight=False
+        )
     origin = manifest.provenance
     console.print(f"from {origin.source}, weights {origin.weights}, nearfar {origin.nearfar}")
     if origin.calibration is not None:
         console.print(
-            f"calibrated on {origin.calibration.images} images: {origin.calibration.method}"
+            f"calibrated on {origin.calibration.images} {origin.calibration.data}: "
+            f"{origin.calibration.method}"
         )
     table = Table()
     for name in ("variant", "input", "runtime", "runs on"):
@@ -124,7 +151,7 @@ def print_manifest(manifest: Manifest, console: Console) -> None:
             _bytes(variant.size_bytes),
             _bytes(variant.peak_ram_bytes),
             f"{quality.sqnr_db_mean:.1f}",
-            f"{quality.agreement:.2%}",
+            _number(quality.agreement, ".2%"),
             f"{quality.images} {quality.data}",
             "[green]yes[/green]" if variant.ship else "[red]no[/red]",
         )

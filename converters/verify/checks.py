@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.verify.figures import Finding
 from converters.verify.metrics import (
     Matrix,
     best_temperature,
@@ -20,26 +20,30 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import EvaluationError
 from edge_runtime.contract.manifest import ReferenceRecord
 from edge_runtime.contract.preprocess import NAMED, Preprocess
+from edge_runtime.contract.tasks import DetectionTask, SegmentationTask
+from edge_runtime.contract.tensors import canonical_shape
 
 __all__ = [
     "Check",
     "candidates",
+    "check_contract",
     "check_golden",
     "check_labels",
     "check_preprocess",
     "check_record",
-    "probe_reasons",
+    "probe_findings",
 ]
 
 _GOLDEN_MIN_DB = 60.0
 _P_VALUE = 0.01
 _PROBE_MARGIN_DB = 3.0
+_SWAPPED = "red and blue swapped"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One finding about the bundle as a whole."""
 
-    name: Literal["reference-record", "golden-vectors", "preprocess", "labels"]
+    name: Literal["reference-record", "io-contract", "golden-vectors", "preprocess", "labels"]
     passed: bool
     detail: str
 
@@ -68,7 +72,7 @@ def candidates(declared: Preprocess) -> list[tuple[str, Preprocess]]:
         ),
     )
     if swapped not in [record for _, record in found]:
-        found.append(("red and blue swapped", swapped))
+        found.append((_SWAPPED, swapped))
     return found
 
 
@@ -102,23 +106,63 @@ def check_record(bundle: Bundle, record: ReferenceRecord | None) -> Check:
     return Check(name="reference-record", passed=True, detail="manifest and model.pt2 agree")
 
 
-def check_golden(bundle: Bundle, answers: Matrix) -> Check:
-    """The reference answers the golden images as it did when the bundle was made."""
+def check_contract(bundle: Bundle) -> Check:
+    """Every variant takes and gives what the reference does, but for layout.
+
+    A variant with post-processing in its graph gives that instead; 8-bit input is a choice.
+    """
+    manifest = bundle.manifest
+    if manifest.reference is None:
+        return Check(name="io-contract", passed=True, detail="no reference to compare with")
+    wrong = []
+    forms = [tuple((spec.name, canonical_shape(spec)) for spec in manifest.reference.outputs)]
+    if isinstance(manifest.task, DetectionTask):
+        count = min(manifest.task.candidates, manifest.task.anchors.count * manifest.task.classes)
+        forms.append((("boxes", (1, count, 4)), ("scores", (1, count)), ("classes", (1, count))))
+    if isinstance(manifest.task, SegmentationTask):
+        height, width = manifest.reference.outputs[0].shape[2:]
+        forms.append((("classes", (1, height, width)),))
+    taken = tuple((spec.name, canonical_shape(spec)) for spec in manifest.reference.inputs)
+    for variant in manifest.variants:
+        inputs = tuple((spec.name, canonical_shape(spec)) for spec in variant.inputs)
+        outputs = tuple((spec.name, canonical_shape(spec)) for spec in variant.outputs)
+        if inputs != taken or outputs not in forms:
+            wrong.append(f"{variant.id} takes {inputs} and gives {outputs}")
+    if wrong:
+        return Check(
+            name="io-contract",
+            passed=False,
+            detail=f"the reference takes {taken} and gives {forms[0]}, but " + "; ".join(wrong),
+        )
+    return Check(
+        name="io-contract",
+        passed=True,
+        detail=f"all {len(manifest.variants)} variants take and give the reference's tensors",
+    )
+
+
+def check_golden(bundle: Bundle, answers: list[Matrix]) -> Check:
+    """The reference answers the golden inputs as it did when the bundle was made.
+
+    ``answers``: one array an output, ``[golden, ...]``.
+    """
     worst = 1e9
     for row, vector in enumerate(bundle.manifest.golden):
-        stored = np.frombuffer((bundle.root / vector.output).read_bytes(), dtype="<f4")
-        if stored.shape[0] != answers.shape[1]:
-            return Check(
-                name="golden-vectors",
-                passed=False,
-                detail=f"{vector.output} has {stored.shape[0]} numbers, not {answers.shape[1]}",
-            )
-        worst = min(worst, float(sqnr_db(stored[None], answers[row : row + 1])[0]))
+        for name, output in zip(vector.outputs, answers, strict=False):
+            stored = np.frombuffer((bundle.root / name).read_bytes(), dtype="<f4")
+            own = output[row].reshape(-1)[:: vector.stride]
+            if stored.shape != own.shape:
+                return Check(
+                    name="golden-vectors",
+                    passed=False,
+                    detail=f"{name} has {stored.shape[0]} numbers, not {own.shape[0]}",
+                )
+            worst = min(worst, float(sqnr_db(stored[None], own[None])[0]))
     if worst < _GOLDEN_MIN_DB:
         return Check(
             name="golden-vectors",
             passed=False,
-            detail=f"the reference answers the golden images otherwise than recorded "
+            detail=f"the reference answers the golden inputs otherwise than recorded "
             f"({worst:.1f} dB): its pre-processing or weights were changed; convert again",
         )
     return Check(
@@ -192,26 +236,23 @@ def check_preprocess(
     )
 
 
-def probe_reasons(
-    reference: Matrix, own: Matrix, probed: list[tuple[str, Path]], count: int
-) -> list[str]:
+def probe_findings(names: list[str], probe_db: list[float], own: int | None) -> list[Finding]:
     """Does one variant answer more like the reference under another pre-processing?
 
     That happens when the file was made, or its record written, for another one; unlike a
-    fixed gate this holds however coarse the variant's quantization is.
+    fixed gate this holds however coarse the variant's quantization is. ``probe_db``: mean
+    SQNR for each of ``names``, the first being the bundle's own; ``own``: the variant's.
     """
-    base = float(sqnr_db(reference[:count], own[:count]).mean())
-    best_name, best_db = "", -1e9
-    for name, path in probed:
-        ratio = float(sqnr_db(reference[:count], np.load(path)).mean())
-        if ratio > best_db:
-            best_name, best_db = name, ratio
-    if best_db > base + _PROBE_MARGIN_DB:
-        return [
-            (
-                f"it answers like the reference when fed with pre-processing {best_name!r} "
-                f"({best_db:.1f} dB) instead of its own record ({base:.1f} dB): "
-                "the record is wrong"
-            )
-        ]
-    return []
+    base = probe_db[own] if own is not None else probe_db[0]
+    best = max(range(len(names)), key=lambda number: probe_db[number])
+    if best == own or probe_db[best] <= base + _PROBE_MARGIN_DB:
+        return []
+    swapped = names[best] == _SWAPPED
+    return [
+        Finding(
+            name="channel-order" if swapped else "preprocess-record",
+            detail=f"it answers like the reference when fed with pre-processing {names[best]!r} "
+            f"({probe_db[best]:.1f} dB) instead of its own record ({base:.1f} dB): "
+            "the record is wrong",
+        )
+    ]

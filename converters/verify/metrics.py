@@ -1,53 +1,35 @@
-"""How close two sets of answers are. numpy only."""
+"""Measures of closeness between arrays. numpy, and scipy where a library has it."""
 
 from __future__ import annotations
 
 import math
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.verify.figures import SQNR_CAP_DB
+
 __all__ = [
-    "SQNR_CAP_DB",
-    "Closeness",
+    "Matrix",
     "best_temperature",
     "chance_probability",
-    "closeness",
     "cross_entropy",
+    "psnr_db",
     "sqnr_db",
+    "ssim",
 ]
-
-SQNR_CAP_DB = 200.0
-"""Reported for identical answers: infinity is no JSON number."""
-
-_CONFIDENT = 0.5
 
 Matrix = NDArray[np.floating]
 
 
-class Closeness(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant's answers against the reference's, over ``images`` images."""
-
-    images: int
-    sqnr_db_mean: float
-    sqnr_db_min: float
-    max_abs: float
-    agreement: float
-    disagreements: int
-    confident: int
-    """Images on which the reference gives its first class at least 0.5."""
-    confident_disagreements: int
-    finite: bool
-
-
 def sqnr_db(reference: Matrix, answer: Matrix) -> NDArray[np.float64]:
-    """Signal to quantization noise of each row, ``[N, outputs]`` to float64 ``[N]``.
+    """Signal to quantization noise of each row, ``[N, ...]`` to float64 ``[N]``.
 
-    10 log10(sum r^2 / sum (r - a)^2), at most ``SQNR_CAP_DB``; NaN counts as -inf.
+    10 log10(sum r^2 / sum (r - a)^2), at most ``SQNR_CAP_DB``; NaN counts as the least.
     """
-    exact = np.asarray(reference, dtype=np.float64)
-    noise = ((exact - np.asarray(answer, dtype=np.float64)) ** 2).sum(axis=1)
+    exact = np.asarray(reference, dtype=np.float64).reshape(len(reference), -1)
+    other = np.asarray(answer, dtype=np.float64).reshape(len(answer), -1)
+    noise = ((exact - other) ** 2).sum(axis=1)
     signal = (exact**2).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = 10.0 * np.log10(signal / noise)
@@ -56,24 +38,37 @@ def sqnr_db(reference: Matrix, answer: Matrix) -> NDArray[np.float64]:
     return np.clip(ratio, -SQNR_CAP_DB, SQNR_CAP_DB)
 
 
-def closeness(reference: Matrix, answer: Matrix, confidence: NDArray[np.float64]) -> Closeness:
-    """Compare ``[N, classes]`` answers; ``confidence``: the reference's top score, ``[N]``."""
-    ratios = sqnr_db(reference, answer)
-    finite = bool(np.isfinite(answer).all())
-    differs = reference.argmax(axis=1) != answer.argmax(axis=1)
-    sure = confidence >= _CONFIDENT
-    largest = float(np.abs(reference - answer).max()) if finite else 1e30
-    return Closeness(
-        images=len(reference),
-        sqnr_db_mean=float(ratios.mean()),
-        sqnr_db_min=float(ratios.min()),
-        max_abs=largest,
-        agreement=float(1.0 - differs.mean()),
-        disagreements=int(differs.sum()),
-        confident=int(sure.sum()),
-        confident_disagreements=int((differs & sure).sum()),
-        finite=finite,
-    )
+def psnr_db(reference: NDArray[np.uint8], answer: NDArray[np.uint8]) -> float:
+    """Peak signal to noise of two 8-bit images: 10 log10(255^2 / mean squared error).
+
+    At most ``SQNR_CAP_DB``.
+    """
+    error = float(((reference.astype(np.float64) - answer.astype(np.float64)) ** 2).mean())
+    if error == 0.0:
+        return SQNR_CAP_DB
+    return 10.0 * math.log10(255.0**2 / error)
+
+
+def ssim(reference: NDArray[np.uint8], answer: NDArray[np.uint8]) -> float:
+    """Structural similarity of two 8-bit images ``[H, W, C]``, mean over channels.
+
+    Wang et al., IEEE TIP 2004: Gaussian window of deviation 1.5 cut off at 11 pixels,
+    K1 = 0.01, K2 = 0.03, L = 255.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(gaussian_filter(values, sigma=(1.5, 1.5, 0.0), truncate=3.5))
+
+    x, y = reference.astype(np.float64), answer.astype(np.float64)
+    c1, c2 = (0.01 * 255.0) ** 2, (0.03 * 255.0) ** 2
+    mean_x, mean_y = smooth(x), smooth(y)
+    var_x = smooth(x * x) - mean_x**2
+    var_y = smooth(y * y) - mean_y**2
+    both = smooth(x * y) - mean_x * mean_y
+    top = (2 * mean_x * mean_y + c1) * (2 * both + c2)
+    bottom = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    return float((top / bottom).mean())
 
 
 def cross_entropy(

@@ -1,4 +1,4 @@
-"""Child process: run saved files of one format, or the reference, on every image."""
+"""Child process: run saved files of one format, or the reference, on every input."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.jobs import RunJob, RunResult, VariantRun
+from converters.prepare import latent, tensors
+from converters.verify.compare import Comparison
+from converters.verify.figures import Finding
+from converters.verify.metrics import sqnr_db
 from converters.worker import report_progress
 from edge_runtime.contract.errors import (
     ImageError,
@@ -31,12 +35,17 @@ from edge_runtime.contract.manifest import (
     decode_reference_record,
 )
 from edge_runtime.contract.preprocess import Preprocess, apply_uint8, normalization_table
-from edge_runtime.contract.tensors import pack_image
-from edge_runtime.runtimes.base import find_runtime
+from edge_runtime.contract.tasks import ClassificationTask
+from edge_runtime.contract.tensors import TensorSpec, canonical, pack_image
+from edge_runtime.runtimes.base import LoadedModel, find_runtime
 
-__all__ = ["run_files"]
+__all__ = ["EVALUATION_SEED", "load_reference", "read_anchors", "run_files"]
 
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+EVALUATION_SEED = 1_000_000
+"""Latents that judge a generator; far from those that calibrated it."""
+
+Outputs = list[NDArray[np.generic]]
+Run = Callable[[NDArray[Any]], Outputs]
 
 
 class _Images:
@@ -46,17 +55,12 @@ class _Images:
         self._paths = paths
         self._pixels: dict[bytes, list[NDArray[np.uint8]]] = {}
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def prepared(self, record: Preprocess) -> Iterator[NDArray[np.float32]]:
-        """Each image as float32 ``[H, W, C]``."""
+    def pixels(self, record: Preprocess) -> list[NDArray[np.uint8]]:
+        """Each image as uint8 ``[H, W, C]``."""
         key = canonical_json((record.resize, record.crop, record.flip_horizontal, record.color))
         if key not in self._pixels:
             self._pixels[key] = [self._read(path, record) for path in self._paths]
-        table = normalization_table(record.normalization)
-        for pixels in self._pixels[key]:
-            yield np.stack([table[c][pixels[:, :, c]] for c in range(pixels.shape[2])], axis=2)
+        return self._pixels[key]
 
     @staticmethod
     def _read(path: str, record: Preprocess) -> NDArray[np.uint8]:
@@ -64,6 +68,38 @@ class _Images:
             return apply_uint8(record, decode_image(Path(path).read_bytes()))
         except ImageError as error:
             raise type(error)(f"image {path}: {error.detail}") from None
+
+
+class _Inputs:
+    """What models of one task are fed with: images, or latents by seed."""
+
+    def __init__(self, images: list[str], latents: int) -> None:
+        self._images = _Images(images)
+        self._latents = latents
+        self.count = len(images) or latents
+
+    def fed(self, record: Preprocess | None, spec: TensorSpec) -> Iterator[NDArray[Any]]:
+        """Each input as ``spec`` wants it, batch 1."""
+        if record is None:
+            for number in range(self._latents):
+                yield latent(spec, EVALUATION_SEED + number)
+            return
+        plain = spec.dtype == "uint8"  # the normalization is in the graph
+        table = normalization_table(record.normalization)
+        for pixels in self._images.pixels(record):
+            if plain:
+                yield pack_image(pixels, spec)
+                continue
+            channels = range(pixels.shape[2])
+            values = np.stack([table[c][pixels[:, :, c]] for c in channels], axis=2)
+            yield pack_image(values, spec)
+
+
+def read_anchors(path: str | None) -> NDArray[np.float32] | None:
+    """The anchors of a detector, float32 ``[N, 4]``."""
+    if path is None:
+        return None
+    return np.frombuffer(Path(path).read_bytes(), dtype="<f4").reshape(-1, 4)
 
 
 def _resident_bytes() -> int:
@@ -78,15 +114,15 @@ def run_files(job: RunJob) -> RunResult:
     import torch
 
     torch.set_num_threads(1)  # the lite interpreter is 40 times slower on two
-    images = _Images(job.images)
+    inputs = _Inputs(job.images, job.latents)
     result = RunResult(errors={}, peak_ram_bytes={}, milliseconds={})
     if job.reference is not None or job.reference_source is not None:
-        _run_reference(job, images, result)
+        _run_reference(job, inputs, result)
     for item in job.variants:
         try:
             if item is job.variants[0]:
                 _warm_up(item)
-            _run_variant(job, item, images, result)
+            _run_variant(job, item, inputs, result)
         except ImageError:
             raise  # the images are at fault, not the file
         except NearfarError as error:
@@ -94,39 +130,84 @@ def run_files(job: RunJob) -> RunResult:
     return result
 
 
-def _run_reference(job: RunJob, images: _Images, result: RunResult) -> None:
+# The reference ---------------------------------------------------------------------------
+
+
+def _run_reference(job: RunJob, inputs: _Inputs, result: RunResult) -> None:
     import torch
 
     if job.reference is not None:
         program, record = load_reference(Path(job.reference))
         result.record = record
-        preprocess = record.preprocess
+        preprocess, spec = record.preprocess, record.inputs[0]
     else:
         from converters.sources import load_source
 
         assert job.reference_source is not None  # noqa: S101  # checked by the caller
         source = load_source(job.reference_source)
-        program, preprocess = source.module, source.preprocess
+        program, preprocess, spec = source.module, source.preprocess, job.reference_inputs[0]
     if job.reference_preprocess is not None:
         preprocess = job.reference_preprocess
 
-    def run(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        batch = np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
+    def run(batch: NDArray[Any]) -> Outputs:
         with torch.no_grad():
-            answer = program(torch.from_numpy(batch))
-        return np.asarray(answer.numpy()[0], dtype=np.float32)
+            answers = tensors(program(torch.from_numpy(batch)))
+        return [np.asarray(answer.numpy(), dtype=np.float32) for answer in answers]
 
-    runs = [("reference", images, preprocess)]
-    runs += [(f"reference.probe{k}", images, probe) for k, probe in enumerate(job.probes)]
-    if job.golden:
-        runs.append(("reference.golden", _Images(job.golden), preprocess))
+    runs = [("reference", inputs, preprocess)]
+    runs += [(f"probe{k}", inputs, probe) for k, probe in enumerate(job.probes)]
     for name, chosen, prepared in runs:
-        try:
-            answers = _answers(name, run, chosen, prepared, len(chosen))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ModelLoadError(f"the reference does not take these images: {reason}") from error
-        _save(Path(job.out_dir) / f"{name}.npy", answers)
+        with _reference_fault():
+            _save_answers(job, name, chosen.fed(prepared, spec), chosen.count, run)
+    if job.golden:
+        with _reference_fault():
+            _save_answers(job, "golden", _golden(job, preprocess, spec), len(job.golden), run)
+
+
+@contextlib.contextmanager
+def _reference_fault() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelLoadError(f"the reference does not take these inputs: {reason}") from error
+
+
+def _golden(
+    job: RunJob, record: Preprocess | None, spec: TensorSpec
+) -> Iterator[NDArray[np.float32]]:
+    if record is not None:
+        yield from _Inputs(job.golden, 0).fed(record, spec)
+        return
+    for name in job.golden:
+        values = np.frombuffer(Path(name).read_bytes(), dtype="<f4")
+        if values.size != int(np.prod(spec.shape)):
+            raise ManifestError(f"{name} is no latent of shape {list(spec.shape)}")
+        yield values.reshape(spec.shape)
+
+
+def _save_answers(
+    job: RunJob, name: str, fed: Iterator[NDArray[Any]], count: int, run: Run
+) -> None:
+    """Write ``<name>.<output>.npy``, float32 ``[count, ...]``."""
+    files: list[NDArray[np.float32]] = []
+    for number, batch in enumerate(fed):
+        answers = run(batch)
+        if not files:
+            files = [
+                np.lib.format.open_memmap(
+                    Path(job.out_dir) / f"{name}.{k}.npy",
+                    mode="w+",
+                    dtype=np.float32,
+                    shape=(count, *answer.shape[1:]),
+                )
+                for k, answer in enumerate(answers)
+            ]
+        for file, answer in zip(files, answers, strict=True):
+            file[number] = answer[0]
+        report_progress(f"running {name}", number + 1, count)
+    if not files:
+        raise TensorError("no input to run")
 
 
 def load_reference(path: Path) -> tuple[Any, ReferenceRecord]:
@@ -147,32 +228,86 @@ def load_reference(path: Path) -> tuple[Any, ReferenceRecord]:
         raise ModelLoadError(error.detail) from None
 
 
-def _run_variant(job: RunJob, item: VariantRun, images: _Images, result: RunResult) -> None:
+# The variants ----------------------------------------------------------------------------
+
+
+def _run_variant(job: RunJob, item: VariantRun, inputs: _Inputs, result: RunResult) -> None:
     variant = item.variant
-    first = next(images.prepared(variant.preprocess))  # reads all: not the model's memory
+    spec = variant.inputs[0]
+    first = next(inputs.fed(variant.preprocess, spec))  # reads all: not the model's memory
     _return_memory()
     before = _resident_bytes()
     model = find_runtime(variant.format).load(Path(item.path), variant)
-    spec = model.inputs[0]
     milliseconds: list[float] = []
 
-    def run(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        tensor = pack_image(pixels, spec)
+    def run(batch: NDArray[Any]) -> Outputs:
         start = time.perf_counter()
-        answer = model.run([tensor])[0]
+        answers = model.run([batch])
         milliseconds.append((time.perf_counter() - start) * 1e3)
-        return np.asarray(answer, dtype=np.float32).reshape(-1)
+        return _canonical(model, answers)
 
     run(first)
     result.peak_ram_bytes[variant.id] = max(0, _resident_bytes() - before)
-    out_dir = Path(job.out_dir)
-    answers = _answers(variant.id, run, images, variant.preprocess, len(images))
-    _save(out_dir / f"{variant.id}.npy", answers)
-    for number, record in enumerate(job.probes):
-        probed = _answers(variant.id, run, images, record, job.probe_images)
-        _save(out_dir / f"{variant.id}.probe{number}.npy", probed)
+    reference = _saved(Path(job.out_dir))
+    comparison = Comparison(job.task, read_anchors(job.anchors))
+    top1: list[int] = []
+    for number, batch in enumerate(inputs.fed(variant.preprocess, spec)):
+        answers = run(batch)
+        comparison.add([one[number : number + 1] for one in reference], answers)
+        if isinstance(job.task, ClassificationTask):
+            top1.append(int(np.asarray(answers[0]).reshape(-1).argmax()))
+        report_progress(f"running {variant.id}", number + 1, inputs.count)
+    figures = comparison.result()
+    result.figures[variant.id] = figures
+    result.top1[variant.id] = top1
+    if figures.finite and figures.sqnr_db_mean is not None and job.probes:
+        result.probe_db[variant.id] = _probe(job, item, inputs, run, reference)
     result.milliseconds[variant.id] = statistics.median(milliseconds[1:] or milliseconds)
     model.close()
+    _inspect(item, result)
+
+
+def _canonical(model: LoadedModel, answers: list[NDArray[np.generic]]) -> Outputs:
+    return [canonical(answer, spec) for answer, spec in zip(answers, model.outputs, strict=True)]
+
+
+def _saved(folder: Path) -> list[NDArray[np.float32]]:
+    files = sorted(folder.glob("reference.*.npy"))
+    return [np.load(path, mmap_mode="r") for path in files]
+
+
+def _probe(
+    job: RunJob,
+    item: VariantRun,
+    inputs: _Inputs,
+    run: Run,
+    reference: list[NDArray[np.float32]],
+) -> list[float]:
+    """Mean SQNR of the first output on the first images, under each other pre-processing."""
+    means = []
+    for record in job.probes:
+        ratios = []
+        for number, batch in enumerate(inputs.fed(record, item.variant.inputs[0])):
+            if number >= job.probe_images:
+                break
+            answer = np.asarray(run(batch)[0], np.float32)
+            ratios.append(float(sqnr_db(reference[0][number : number + 1], answer)[0]))
+        means.append(float(np.mean(ratios)))
+    return means
+
+
+def _inspect(item: VariantRun, result: RunResult) -> None:
+    """What the file itself says about how its weights are stored."""
+    from converters.verify.census import find_census
+
+    try:
+        census = find_census(item.variant.format, Path(item.path))
+    except NearfarError as error:
+        found = result.findings.setdefault(item.variant.id, [])
+        found.append(Finding(name="unreadable", detail=error.detail))
+        return
+    if census is not None:
+        result.quantized_share[item.variant.id] = census.quantized_share
 
 
 def _warm_up(item: VariantRun) -> None:
@@ -187,22 +322,3 @@ def _return_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _answers(
-    name: str, run: Run, images: _Images, record: Preprocess, count: int
-) -> NDArray[np.float32]:
-    rows = []
-    for number, pixels in enumerate(images.prepared(record)):
-        if number >= count:
-            break
-        rows.append(run(pixels))
-        report_progress(f"running {name}", number + 1, count)
-    if not rows:
-        raise TensorError("no image to run")
-    return np.stack(rows)
-
-
-def _save(path: Path, answers: NDArray[np.float32]) -> None:
-    with path.open("wb") as file:
-        np.save(file, answers)

@@ -16,24 +16,25 @@ from converters.supervisor import JobError, Listener, Supervisor
 from converters.verify.checks import (
     Check,
     candidates,
+    check_contract,
     check_golden,
     check_labels,
     check_preprocess,
     check_record,
-    probe_reasons,
+    probe_findings,
 )
-from converters.verify.gates import Gate, check_gate
-from converters.verify.metrics import Closeness, Matrix, closeness
+from converters.verify.figures import Closeness, Finding
+from converters.verify.gates import Gates, check_gate
+from converters.verify.metrics import Matrix
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import (
     BackendUnavailable,
     EvaluationError,
     ReferenceMissing,
 )
-from edge_runtime.contract.manifest import Precision, Variant
+from edge_runtime.contract.manifest import Variant
 from edge_runtime.contract.preprocess import Preprocess
-from edge_runtime.contract.tasks import ClassificationTask
-from edge_runtime.contract.tasks.classification import probabilities
+from edge_runtime.contract.tasks import ClassificationTask, DetectionTask, task_name
 
 __all__ = ["Options", "Report", "VariantReport", "measure_bundle", "verify_bundle"]
 
@@ -46,21 +47,25 @@ Results = dict[str, JobResult | JobError]
 class Options:
     """How to verify."""
 
-    gates: dict[Precision, Gate]
+    gates: Gates
     reference: SourceRequest | None = None
     """Rebuild this source and compare with it, instead of the bundle's own reference."""
     jobs: int = 1
+    latents: int = 32
+    """Generation: how many images to compare."""
     listener: Listener | None = None
 
 
 class VariantReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant's figures; ``None`` where it did not run."""
+    """One variant's figures; ``None`` where it did not run or the task has no such figure."""
 
     id: str
     format: str
     precision: str
     passed: bool
     reasons: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    """The reasons with their names."""
     images: int
     sqnr_db: float | None = None
     sqnr_db_min: float | None = None
@@ -68,8 +73,10 @@ class VariantReport(msgspec.Struct, frozen=True, kw_only=True):
     agreement: float | None = None
     disagreements: int | None = None
     confident_agreement: float | None = None
+    metrics: dict[str, float] = {}
     size_ratio: float | None = None
     size_bytes: int = 0
+    quantized_share: float | None = None
     accuracy: float | None = None
     milliseconds: float | None = None
     """Median of one inference on this machine, one thread: not a phone's."""
@@ -82,6 +89,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     bundle: str
     version: str
+    task: str
     passed: bool
     images: int
     reference_accuracy: float | None
@@ -106,7 +114,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 def verify_bundle(bundle: Bundle, data: Dataset, options: Options) -> Report:
     """Run every variant and the reference on ``data``, in child processes, and judge them.
 
-    Raises:
+    A generator is judged on seeded latents instead. Raises:
         ReferenceMissing: the bundle carries none and ``options`` names none.
         EvaluationError: images that calibrated the bundle, or labels it does not have.
         ImageError, SourceError ...: the input is unusable.
@@ -123,12 +131,12 @@ def verify_bundle(bundle: Bundle, data: Dataset, options: Options) -> Report:
 def measure_bundle(bundle: Bundle, data: Dataset, options: Options) -> Report:
     """``verify_bundle`` without asking whether ``data`` may be used for it."""
     with tempfile.TemporaryDirectory(prefix="nearfar-verify-") as scratch:
-        return _verify(bundle, data, options, Path(scratch))
+        return _Verification(bundle, data, options, Path(scratch)).run()
 
 
 def _refuse_overlap(bundle: Bundle, files: Sequence[Path]) -> None:
     record = bundle.manifest.provenance.calibration
-    if record is None:
+    if record is None or record.path is None:
         return
     used = set(msgspec.json.decode((bundle.root / record.path).read_bytes(), type=list[str]))
     for path, digest in zip(files, image_digests(files), strict=True):
@@ -139,140 +147,178 @@ def _refuse_overlap(bundle: Bundle, files: Sequence[Path]) -> None:
             )
 
 
-def _verify(bundle: Bundle, data: Dataset, options: Options, scratch: Path) -> Report:
-    manifest = bundle.manifest
-    probes = candidates(manifest.preprocess)
-    images = [str(path) for path in data.files]
-    jobs: list[tuple[str, Job]] = [
-        (
-            "reference",
-            _reference_job(bundle, data, options, scratch, [record for _, record in probes[1:]]),
+class _Verification:
+    """One run: the reference first, then one child process a format, then the verdict."""
+
+    def __init__(self, bundle: Bundle, data: Dataset, options: Options, scratch: Path) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.data = data
+        self.options = options
+        self.scratch = scratch
+        generator = self.manifest.preprocess is None
+        self.images = [] if generator else [str(path) for path in data.files]
+        self.latents = options.latents if generator else 0
+        self.classes = (
+            np.array(data.classes, dtype=np.int64)
+            if data.classes is not None and isinstance(self.manifest.task, ClassificationTask)
+            else None
         )
-    ]
-    formats = sorted({variant.format for variant in manifest.variants})
-    for name in formats:
-        runs = [
-            VariantRun(path=str(bundle.path(variant)), variant=variant)
-            for variant in manifest.variants
-            if variant.format == name
-        ]
-        jobs.append(
-            (
-                name,
-                RunJob(
-                    images=images,
-                    out_dir=str(scratch),
-                    variants=runs,
-                    probes=[record for _, record in probes],
-                    probe_images=min(_PROBE_IMAGES, len(images)),
-                ),
-            )
+        self.probes: list[tuple[str, Preprocess]] = []
+        if self.manifest.preprocess is not None:
+            self.probes = candidates(self.manifest.preprocess)
+
+    def run(self) -> Report:
+        supervisor = Supervisor(
+            self.scratch, jobs=self.options.jobs, listener=self.options.listener
         )
-    supervisor = Supervisor(scratch, jobs=options.jobs, listener=options.listener)
-    results = dict(zip([name for name, _ in jobs], supervisor.run_all(jobs), strict=True))
-    failed = results["reference"]
-    if isinstance(failed, JobError):
-        raise failed.cause
-    return _judge(bundle, data, options, scratch, results, [name for name, _ in probes])
+        answer = supervisor.run("reference", self._reference_job()).answer
+        assert isinstance(answer, RunResult)  # noqa: S101  # what a RunJob answers
+        jobs = self._variant_jobs()
+        results = dict(zip([name for name, _ in jobs], supervisor.run_all(jobs), strict=True))
+        return self._judge(answer, results)
 
+    def _job(self) -> RunJob:
+        task = self.manifest.task
+        job = RunJob(task=task, images=self.images, latents=self.latents, out_dir=str(self.scratch))
+        if isinstance(task, DetectionTask):
+            job.anchors = str(self.bundle.root / task.anchors.path)
+        return job
 
-def _reference_job(
-    bundle: Bundle, data: Dataset, options: Options, scratch: Path, probes: list[Preprocess]
-) -> RunJob:
-    job = RunJob(
-        images=[str(path) for path in data.files],
-        golden=[str(bundle.root / vector.image) for vector in bundle.manifest.golden],
-        out_dir=str(scratch),
-        probes=probes if data.classes is not None else [],
-    )
-    if options.reference is not None:
-        job.reference_source = options.reference
-        job.reference_preprocess = bundle.manifest.preprocess
-    elif bundle.manifest.reference is not None:
-        # Its own record, inside model.pt2, says how it is fed; check_record compares.
-        job.reference = str(bundle.root / bundle.manifest.reference.path)
-    return job
+    def _reference_job(self) -> RunJob:
+        manifest, job = self.manifest, self._job()
+        job.golden = [str(self.bundle.root / vector.input) for vector in manifest.golden]
+        if self.classes is not None:
+            job.probes = [record for _, record in self.probes[1:]]
+        if self.options.reference is not None:
+            job.reference_source = self.options.reference
+            job.reference_preprocess = manifest.preprocess
+            job.reference_inputs = manifest.reference.inputs if manifest.reference else ()
+        elif manifest.reference is not None:
+            # Its own record, inside model.pt2, says how it is fed; check_record compares.
+            job.reference = str(self.bundle.root / manifest.reference.path)
+        return job
 
+    def _variant_jobs(self) -> list[tuple[str, Job]]:
+        jobs: list[tuple[str, Job]] = []
+        for name in sorted({variant.format for variant in self.manifest.variants}):
+            job = self._job()
+            job.variants = [
+                VariantRun(path=str(self.bundle.path(variant)), variant=variant)
+                for variant in self.manifest.variants
+                if variant.format == name
+            ]
+            job.probes = [record for _, record in self.probes]
+            job.probe_images = min(_PROBE_IMAGES, len(self.images))
+            jobs.append((name, job))
+        return jobs
 
-def _judge(
-    bundle: Bundle,
-    data: Dataset,
-    options: Options,
-    scratch: Path,
-    results: Results,
-    probe_names: list[str],
-) -> Report:
-    manifest = bundle.manifest
-    task = manifest.task
-    assert isinstance(task, ClassificationTask)  # noqa: S101  # the only task that converts
-    reference = np.load(scratch / "reference.npy")
-    confidence = probabilities(task, reference).max(axis=1)
-    checks = _checks(bundle, data, scratch, results, reference, probe_names)
-    classes = np.array(data.classes, dtype=np.int64) if data.classes is not None else None
-    reports = []
-    for variant in sorted(manifest.variants, key=lambda v: v.format):
+    def _judge(self, answer: RunResult, results: Results) -> Report:
+        checks = self._checks(answer)
+        variants = sorted(self.manifest.variants, key=lambda v: v.format)
+        reports = [self._judge_variant(variant, results) for variant in variants]
+        return Report(
+            bundle=self.manifest.name,
+            version=self.manifest.version,
+            task=task_name(self.manifest.task),
+            passed=all(v.passed for v in reports) and all(c.passed for c in checks),
+            images=len(self.images) or self.latents,
+            reference_accuracy=self._reference_accuracy(),
+            variants=tuple(reports),
+            checks=tuple(checks),
+        )
+
+    def _answers(self, name: str) -> Matrix:
+        return np.asarray(np.load(self.scratch / f"{name}.0.npy", mmap_mode="r"))
+
+    def _reference_accuracy(self) -> float | None:
+        if self.classes is None:
+            return None
+        return float((self._answers("reference").argmax(axis=1) == self.classes).mean())
+
+    def _checks(self, answer: RunResult) -> list[Check]:
+        checks = [check_record(self.bundle, answer.record), check_contract(self.bundle)]
+        if self.manifest.golden:
+            files = sorted(self.scratch.glob("golden.*.npy"))
+            checks.append(check_golden(self.bundle, [np.load(path) for path in files]))
+        if self.classes is not None:
+            reference = self._answers("reference")
+            checks.append(check_labels(reference, self.classes))
+            others = [
+                (name, self._answers(f"probe{number}"))
+                for number, (name, _) in enumerate(self.probes[1:])  # without the declared one
+            ]
+            checks.append(check_preprocess(reference, others, self.classes))
+        return checks
+
+    def _judge_variant(self, variant: Variant, results: Results) -> VariantReport:
         ran = results[variant.format]
-        ratio = _size_ratio(bundle, variant)
+        ratio = _size_ratio(self.bundle, variant)
+        images = len(self.images) or self.latents
         if isinstance(ran, JobError):
-            reports.append(_failed(variant, ratio, len(reference), ran.code, ran.detail, ran))
-            continue
-        answer = _ran(ran)
+            missing = isinstance(ran.cause, BackendUnavailable)
+            return _failed(variant, ratio, images, ran.code, ran.detail, missing=missing)
+        answer = ran.answer
+        assert isinstance(answer, RunResult)  # noqa: S101  # what a RunJob answers
         if variant.id in answer.errors:
             code, detail = answer.errors[variant.id]
-            reports.append(_failed(variant, ratio, len(reference), code, detail))
-            continue
-        own = np.load(scratch / f"{variant.id}.npy")
-        if own.shape != reference.shape:
-            detail = f"it answers {list(own.shape[1:])}, the reference {list(reference.shape[1:])}"
-            reports.append(_failed(variant, ratio, len(reference), "tensor", detail))
-            continue
-        figures = closeness(reference, own, confidence)
-        reasons = check_gate(options.gates[variant.precision], variant.precision, figures, ratio)
-        if figures.finite:
-            probed = [
-                (probe, scratch / f"{variant.id}.probe{number}.npy")
-                for number, probe in enumerate(probe_names)
-            ]
-            reasons += probe_reasons(reference, own, probed, min(_PROBE_IMAGES, len(reference)))
-        reports.append(_report(variant, ratio, figures, reasons, own, classes, answer))
-    return Report(
-        bundle=manifest.name,
-        version=manifest.version,
-        passed=all(v.passed for v in reports) and all(c.passed for c in checks),
-        images=len(reference),
-        reference_accuracy=_accuracy(reference, classes),
-        variants=tuple(reports),
-        checks=tuple(checks),
-    )
+            missing = code == BackendUnavailable.code
+            return _failed(variant, ratio, images, code, detail, missing=missing)
+        figures = answer.figures[variant.id]
+        share = answer.quantized_share.get(variant.id)
+        gate = self.options.gates[variant.precision]
+        if variant.kept:  # what stays in floating point is stored so
+            gate = msgspec.structs.replace(gate, quantized_share=0.0)
+        findings = check_gate(gate, variant.precision, figures, ratio, share)
+        findings += answer.findings.get(variant.id, [])
+        if variant.id in answer.probe_db:
+            names = [name for name, _ in self.probes]
+            findings += probe_findings(names, answer.probe_db[variant.id], self._own_probe(variant))
+        return self._report(variant, ratio, figures, findings, answer)
 
+    def _own_probe(self, variant: Variant) -> int | None:
+        """Which of the probes is the variant's own record, if any."""
+        for number, (_, record) in enumerate(self.probes):
+            if record == variant.preprocess:
+                return number
+        return None
 
-def _checks(
-    bundle: Bundle,
-    data: Dataset,
-    scratch: Path,
-    results: Results,
-    reference: Matrix,
-    probe_names: list[str],
-) -> list[Check]:
-    answer = _ran(results["reference"])
-    checks = [check_record(bundle, answer.record)]
-    if bundle.manifest.golden:
-        checks.append(check_golden(bundle, np.load(scratch / "reference.golden.npy")))
-    if data.classes is not None:
-        classes = np.array(data.classes, dtype=np.int64)
-        checks.append(check_labels(reference, classes))
-        others = [
-            (name, np.load(scratch / f"reference.probe{number}.npy"))
-            for number, name in enumerate(probe_names[1:])  # without the declared one
-        ]
-        checks.append(check_preprocess(reference, others, classes))
-    return checks
-
-
-def _ran(result: JobResult | JobError) -> RunResult:
-    assert isinstance(result, JobResult)  # noqa: S101  # a JobError was handled before
-    assert isinstance(result.answer, RunResult)  # noqa: S101  # what a RunJob answers
-    return result.answer
+    def _report(
+        self,
+        variant: Variant,
+        ratio: float,
+        figures: Closeness,
+        findings: list[Finding],
+        answer: RunResult,
+    ) -> VariantReport:
+        confident = None
+        if figures.confident:
+            confident = 1.0 - figures.confident_disagreements / figures.confident
+        accuracy = None
+        if self.classes is not None:
+            accuracy = float((np.array(answer.top1[variant.id]) == self.classes).mean())
+        return VariantReport(
+            id=variant.id,
+            format=variant.format,
+            precision=variant.precision,
+            passed=not findings,
+            reasons=tuple(finding.detail for finding in findings),
+            findings=tuple(findings),
+            images=figures.images,
+            sqnr_db=figures.sqnr_db_mean,
+            sqnr_db_min=figures.sqnr_db_min,
+            max_abs=figures.max_abs,
+            agreement=figures.agreement,
+            disagreements=figures.disagreements,
+            confident_agreement=confident,
+            metrics=figures.metrics,
+            size_ratio=ratio,
+            size_bytes=variant.size_bytes,
+            quantized_share=answer.quantized_share.get(variant.id),
+            accuracy=accuracy,
+            milliseconds=answer.milliseconds.get(variant.id),
+            peak_ram_bytes=answer.peak_ram_bytes.get(variant.id),
+        )
 
 
 def _size_ratio(bundle: Bundle, variant: Variant) -> float:
@@ -286,64 +332,18 @@ def _size_ratio(bundle: Bundle, variant: Variant) -> float:
     return 1.0
 
 
-def _accuracy(logits: Matrix, classes: np.ndarray | None) -> float | None:
-    if classes is None:
-        return None
-    return float((logits.argmax(axis=1) == classes).mean())
-
-
 def _failed(
-    variant: Variant,
-    ratio: float,
-    images: int,
-    code: str,
-    detail: str,
-    error: JobError | None = None,
+    variant: Variant, ratio: float, images: int, code: str, detail: str, *, missing: bool
 ) -> VariantReport:
-    missing = code == BackendUnavailable.code or (
-        error is not None and isinstance(error.cause, BackendUnavailable)
-    )
     return VariantReport(
         id=variant.id,
         format=variant.format,
         precision=variant.precision,
         passed=False,
         reasons=(detail,),
+        findings=(Finding(name=code, detail=detail),),
         images=images,
         size_ratio=ratio,
         size_bytes=variant.size_bytes,
         backend_missing=missing,
-    )
-
-
-def _report(
-    variant: Variant,
-    ratio: float,
-    figures: Closeness,
-    reasons: list[str],
-    own: Matrix,
-    classes: np.ndarray | None,
-    answer: RunResult,
-) -> VariantReport:
-    confident = None
-    if figures.confident:
-        confident = 1.0 - figures.confident_disagreements / figures.confident
-    return VariantReport(
-        id=variant.id,
-        format=variant.format,
-        precision=variant.precision,
-        passed=not reasons,
-        reasons=tuple(reasons),
-        images=figures.images,
-        sqnr_db=figures.sqnr_db_mean,
-        sqnr_db_min=figures.sqnr_db_min,
-        max_abs=figures.max_abs,
-        agreement=figures.agreement,
-        disagreements=figures.disagreements,
-        confident_agreement=confident,
-        size_ratio=ratio,
-        size_bytes=variant.size_bytes,
-        accuracy=_accuracy(own, classes),
-        milliseconds=answer.milliseconds.get(variant.id),
-        peak_ram_bytes=answer.peak_ram_bytes.get(variant.id),
     )

@@ -36,6 +36,12 @@ MAX_TENSOR_RANK: Final = 8
 MAX_TENSOR_DIM: Final = 2**20
 MAX_TENSOR_ELEMENTS: Final = 2**28
 MAX_TENSORS: Final = 64
+MAX_ANCHORS: Final = 2**20
+MAX_LATENT: Final = 2**20
+MAX_MASK_CLASSES: Final = 256
+"""A class map is stored as 8-bit pixels."""
+MAX_GOLDEN_VALUES: Final = 65_536
+"""Numbers of one stored golden output; larger ones are thinned by a stride."""
 
 # Wire -------------------------------------------------------------------------
 MAX_DEADLINE_MS: Final = 600_000

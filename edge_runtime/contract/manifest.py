@@ -18,7 +18,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ManifestError, TrustError
 from edge_runtime.contract.paths import check_paths
 from edge_runtime.contract.preprocess import Preprocess
-from edge_runtime.contract.tasks import ClassificationTask, Task
+from edge_runtime.contract.tasks import DetectionTask, GenerationTask, Task, has_labels
 from edge_runtime.contract.tensors import TensorSpec
 
 __all__ = [
@@ -28,8 +28,10 @@ __all__ = [
     "Accelerator",
     "CalibrationRecord",
     "FileEntry",
+    "FileMetadata",
     "Format",
     "GoldenVector",
+    "InputMode",
     "Labels",
     "Manifest",
     "MinOs",
@@ -46,6 +48,7 @@ __all__ = [
     "decode_servable",
     "json_schema",
     "labels_digest",
+    "require_preprocess",
     "variant_digest",
 ]
 
@@ -56,12 +59,16 @@ REFERENCE_RECORD_NAME = "nearfar.json"
 Format = Literal["torchscript", "tflite", "coreml", "executorch"]
 Precision = Literal[
     "fp32", "fp16", "int8", "int8-dyn", "int8w", "int4w", "pal4", "a16w8",
+    "fp16+sparse", "int8w+sparse",
 ]  # fmt: skip
+InputMode = Literal["float", "uint8", "image"]
+"""``float``: normalized float32; ``uint8``: 8-bit pixels, normalization and channel order
+are in the graph; ``image``: the same behind the platform's own image type."""
 Accelerator = Literal["cpu", "gpu", "npu"]
 
 # "$" alone also matches before a final newline in Python's regular expressions.
 Name = Annotated[
-    str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]*$(?!\n)", max_length=limits.MAX_NAME_CHARS)
+    str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._+-]*$(?!\n)", max_length=limits.MAX_NAME_CHARS)
 ]
 Version = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]*$(?!\n)", max_length=64)]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
@@ -109,8 +116,11 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Mean over images of 10 log10(sum ref^2 / sum (ref - out)^2), capped at 200 dB."""
     sqnr_db_min: float
     max_abs: float
-    agreement: Share
-    """Share of images with the reference's top-1 class."""
+    agreement: Share | None = None
+    """With the reference: share of images with its top-1 class, of its boxes found again
+    (IoU at least 0.5, same class), of pixels with its class; None: the answer is an image."""
+    metrics: dict[Text, float] = {}
+    """What else the task measures: ``top5``, ``map``, ``miou``, ``psnr_db``, ``ssim``."""
     size_ratio: Annotated[float, msgspec.Meta(ge=0)]
     """Bytes, over those of the same format's fp32 variant (of the reference without one)."""
     passed: bool
@@ -130,14 +140,17 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     size_bytes: Bytes
     inputs: Tensors
     outputs: Tensors
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     """What this file expects; equal to the reference's unless steps are baked in."""
+    input_mode: InputMode = "float"
     min_os: MinOs
     min_runtime: Text
     peak_ram_bytes: Bytes
     """Measured on Linux: growth of resident memory over loading it and one inference."""
     accelerators: Annotated[tuple[Accelerator, ...], msgspec.Meta(min_length=1, max_length=3)]
     rewrites: tuple[Text, ...] = ()
+    kept: tuple[Text, ...] = ()
+    """Layers left in higher precision, so that the gate holds."""
     quality: Quality
     ship: bool = True
     """False: a gate failed; no runtime picks it by itself."""
@@ -158,23 +171,34 @@ class ReferenceRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """
 
     task: Task
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     inputs: Tensors
     outputs: Tensors
 
 
 class GoldenVector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An encoded image and the reference's output for it, raw little-endian float32."""
+    """An input and the reference's outputs for it.
 
-    image: Path
-    output: Path
+    ``input`` is an encoded image, or a generator's latent as raw little-endian float32.
+    ``outputs`` holds one file for each output: every ``stride``-th number of the flattened
+    output (NCHW), raw little-endian float32, beginning with the first.
+    """
+
+    input: Path
+    outputs: Annotated[
+        tuple[Path, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_TENSORS)
+    ]
+    stride: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_TENSOR_ELEMENTS)] = 1
 
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which images set the ranges of the int8 variants."""
+    """Which inputs set the ranges of the int8 variants."""
 
     images: Count
-    path: Path
+    """How many inputs."""
+    data: Literal["images", "latents", "noise"] = "images"
+    """``latents``: a generator's own inputs, by seed. ``noise``: no real data, asked for."""
+    path: Path | None
     """JSON array of the images' hex SHA-256, sorted: proof against overlap."""
     method: Text
 
@@ -191,6 +215,20 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     calibration: CalibrationRecord | None = None
 
 
+class FileMetadata(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Stored as JSON inside each model file, so that it explains itself without the bundle."""
+
+    format: Literal["nearfar.model"] = "nearfar.model"
+    schema_version: Literal[1] = 1
+    name: Name
+    version: Version
+    variant: Name
+    task: Task
+    preprocess: Preprocess | None
+    input_mode: InputMode = "float"
+    labels: Annotated[tuple[str, ...], msgspec.Meta(max_length=limits.MAX_LABELS)] = ()
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model family as shipped."""
 
@@ -199,8 +237,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: Name
     version: Version
     task: Task
-    preprocess: Preprocess
-    """What the reference expects."""
+    preprocess: Preprocess | None
+    """What the reference expects; None only where no image goes in."""
     labels: Labels | None = None
     reference: Reference | None = None
     golden: Annotated[tuple[GoldenVector, ...], msgspec.Meta(max_length=256)] = ()
@@ -222,10 +260,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.reference is not None:
             _require(listed, self.reference.path)
         for vector in self.golden:
-            _require(listed, vector.image)
-            _require(listed, vector.output)
-        if self.provenance.calibration is not None:
-            _require(listed, self.provenance.calibration.path)
+            for path in (vector.input, *vector.outputs):
+                _require(listed, path)
+        calibration = self.provenance.calibration
+        if calibration is not None and calibration.path is not None:
+            _require(listed, calibration.path)
         seen: set[str] = set()
         for variant in self.variants:
             if variant.id in seen:
@@ -241,9 +280,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ManifestError(f"variant {variant.id!r}: size_bytes is not that of its files")
         if variant_digest(files) != variant.sha256:
             raise ManifestError(f"variant {variant.id!r}: sha256 is not that of its files")
-        variant.preprocess.check()
+        _check_preprocess(self.task, variant.preprocess)
         quality = variant.quality
-        numbers = (quality.sqnr_db_mean, quality.sqnr_db_min, quality.max_abs)
+        numbers = (
+            quality.sqnr_db_mean,
+            quality.sqnr_db_min,
+            quality.max_abs,
+            *quality.metrics.values(),
+        )
         if not all(math.isfinite(number) for number in numbers):
             raise ManifestError(f"variant {variant.id!r}: a quality figure is not finite")
         if variant.ship and not quality.passed:
@@ -266,7 +310,7 @@ class Servable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: Name
     version: Version
     task: Task
-    preprocess: Preprocess
+    preprocess: Preprocess | None
     labels: Labels | None = None
     model: Reference
     provenance: Provenance
@@ -290,13 +334,31 @@ def _require(listed: dict[str, FileEntry], path: str) -> None:
 
 
 def _check_model_part(
-    task: Task, preprocess: Preprocess, labels: Labels | None, listed: dict[str, FileEntry]
+    task: Task, preprocess: Preprocess | None, labels: Labels | None, listed: dict[str, FileEntry]
 ) -> None:
-    preprocess.check()
+    _check_preprocess(task, preprocess)
     if labels is not None:
         _require(listed, labels.path)
-    if isinstance(task, ClassificationTask) and (labels is None or labels.count != task.classes):
-        raise ManifestError("a classification model needs one label for each of its classes")
+    if has_labels(task) and (labels is None or labels.count != task.classes):
+        raise ManifestError("the model needs one label for each of its classes")
+    if isinstance(task, DetectionTask):
+        _require(listed, task.anchors.path)
+        if listed[task.anchors.path].size_bytes != task.anchors.count * 16:
+            raise ManifestError(f"{task.anchors.path} does not hold {task.anchors.count} anchors")
+
+
+def _check_preprocess(task: Task, preprocess: Preprocess | None) -> None:
+    if (preprocess is None) is not isinstance(task, GenerationTask):
+        raise ManifestError("a generator has no pre-processing, every other model has one")
+    if preprocess is not None:
+        preprocess.check()
+
+
+def require_preprocess(preprocess: Preprocess | None) -> Preprocess:
+    """The record of a model that takes images. ``ManifestError`` for a generator."""
+    if preprocess is None:
+        raise ManifestError("this model takes a seed, not an image")
+    return preprocess
 
 
 def variant_files(variant: Variant, files: Iterable[FileEntry]) -> list[FileEntry]:

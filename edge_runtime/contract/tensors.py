@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import TensorError
 
-__all__ = ["DType", "Layout", "TensorSpec", "pack_image", "unpack_image"]
+__all__ = [
+    "DType",
+    "Layout",
+    "TensorSpec",
+    "canonical",
+    "canonical_shape",
+    "pack_image",
+    "unpack_image",
+]
 
 DType = Literal["float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool"]
 Layout = Literal["NCHW", "NHWC", "NC", "OTHER"]
@@ -43,10 +51,30 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def pack_image(image: NDArray[np.float32], spec: TensorSpec) -> NDArray[np.float32]:
-    """Lay one pre-processed image, float32 ``[H, W, C]``, out as ``spec`` wants it.
+def canonical_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """The shape of ``canonical(array, spec)``."""
+    if spec.layout == "NHWC":
+        batch, height, width, channels = spec.shape
+        return (batch, channels, height, width)
+    return spec.shape
 
-    Returns float32 of ``spec.shape`` with batch 1. Raises ``TensorError`` when the model
+
+def canonical(array: NDArray[np.generic], spec: TensorSpec) -> NDArray[np.generic]:
+    """An output in the reference's axis order: NHWC becomes NCHW, others stay.
+
+    Raises ``TensorError`` when ``array`` is not what ``spec`` says.
+    """
+    spec.check(array)
+    if spec.layout == "NHWC":
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+    return array
+
+
+def pack_image(image: NDArray[Any], spec: TensorSpec) -> NDArray[Any]:
+    """Lay one pre-processed image ``[H, W, C]`` out as ``spec`` wants it.
+
+    Returns an array of ``spec.shape`` with batch 1 and the image's dtype: float32, or uint8
+    pixels for a model with the normalization inside. Raises ``TensorError`` when the model
     wants another size, channel count or layout: nothing is resized here.
     """
     if spec.layout == "NCHW":

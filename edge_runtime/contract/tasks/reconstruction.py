@@ -1,4 +1,4 @@
-"""Reconstruction: an autoencoder, image in, the same image out (types only so far)."""
+"""Reconstruction: an autoencoder, image in, the same image out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from typing import Annotated
 
 import msgspec
 
+from edge_runtime.contract import limits
+
 __all__ = ["ReconstructionTask"]
 
 
 class ReconstructionTask(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="reconstruction"
 ):
-    """``latent_size`` is the width of the bottleneck, in numbers."""
+    """Outputs: ``image`` float32 ``[1, 1 or 3, H, W]``, and ``latent`` when the model gives it.
 
-    latent_size: Annotated[int, msgspec.Meta(ge=1, le=1_048_576)]
+    ``latent_size`` is the width of that bottleneck in numbers; None: not answered.
+    ``pixel = clip(rint(value * output_scale + output_offset), 0, 255)``.
+    """
+
+    latent_size: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_LATENT)] | None = None
+    output_scale: float = 255.0
+    output_offset: float = 0.0
