@@ -1,0 +1,300 @@
+"""Static int8 for ExecuTorch: PT2E with XNNPACK's quantizer, corrected.
+
+What the stock configuration does wrong for converted nets, each measured:
+
+* its weight observer floors the scale at 2^-12, so a channel whose largest weight is below
+  0.031 gets fewer than 127 steps; here the floor lies far below any real weight, so that
+  the integers are those that ``round_weights`` chose (``_check_integers``);
+* convolution and ReLU6 are quantized one after the other with one shared range, which
+  wastes every step beyond 6; here they are one pattern, as convolution and ReLU are;
+* arithmetic of the baked normalization and of NMS would be quantized too, constants
+  included; here only the net itself is.
+
+Ranges of activations are the true minimum and maximum over the calibration inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from converters.ready import ReadyModule
+from converters.worker import report_progress
+from edge_runtime.contract.errors import ConversionError
+
+__all__ = ["Quantized", "calibration_input", "quantize"]
+
+_WEIGHT_FLOOR = 2.0**-30
+"""Smallest weight scale; only a channel without any weight meets it."""
+_ACTIVATION_FLOOR = 2.0**-20
+_BIAS_STEPS = 2.0**30
+"""The bias is stored as int32 in steps of input scale * weight scale."""
+_ON_GRID = 0.05
+"""Steps that a rounded weight may lie beside its integer."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Quantized:
+    """A converted PT2E module: the reference for the engine, and what is lowered."""
+
+    module: Any
+    kept: tuple[str, ...]
+    """Of the modules asked for, those that do compute something and stayed float."""
+
+
+def calibration_input(ready: ReadyModule, index: int) -> Any:
+    """One calibration input as the module takes it: a tensor of the input's dtype."""
+    import torch
+
+    values = torch.from_numpy(ready.calibration(index, index + 1))
+    return values.to(torch.uint8) if ready.inputs[0].dtype == "uint8" else values
+
+
+def quantize(
+    exported: Any, ready: ReadyModule, keep: tuple[str, ...], *, rounded: bool
+) -> Quantized:
+    """Quantize ``exported`` (the graph module of ``torch.export``) on all calibration inputs.
+
+    ``keep``: names of modules of the source that stay in floating point. ``rounded``: the
+    weights lie on the int8 grid already, and must come out as the same integers. Raises
+    ``ConversionError`` where they do not.
+    """
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    scope = _Scope(inner_path(ready.module), keep)
+    _name_clamps(exported)
+    prepared = prepare_pt2e(exported, _quantizer(scope.wanted))
+    chosen = _layer_weights(prepared)
+    count = ready.calibration_count
+    with torch.no_grad():
+        for index in range(count):
+            report_progress("calibrating", index + 1, count)
+            prepared(calibration_input(ready, index))
+    converted = convert_pt2e(prepared)
+    if rounded:
+        _check_integers(converted, chosen)
+    _widen_thin_channels(converted)
+    return Quantized(module=converted, kept=tuple(name for name in keep if name in scope.met))
+
+
+def inner_path(module: Any) -> str:
+    """Where in ``module`` the source's own net lies: ``model.`` for each wrapper around it."""
+    from converters.rewrites.bake import BakedInput
+    from converters.rewrites.in_graph import ArgmaxMask, NmsDetector
+
+    path = ""
+    while isinstance(module, BakedInput | ArgmaxMask | NmsDetector):
+        module, path = module.model, f"{path}model."
+    return path
+
+
+class _Scope:
+    """Which nodes of the graph are to be quantized: the net's own, but not kept ones."""
+
+    def __init__(self, inner: str, keep: tuple[str, ...]) -> None:
+        self.inner = inner
+        self.keep = {inner + name: name for name in keep}
+        self.met: set[str] = set()
+
+    def wanted(self, node: Any) -> bool:
+        """The filter that XNNPACK's quantizer asks."""
+        paths = _module_paths(node)
+        if not paths:  # weights, and constants that the quantizer itself made
+            return True
+        for path, name in self.keep.items():
+            if any(one == path or one.startswith(f"{path}.") for one in paths):
+                self.met.add(name)
+                return False
+        # A wrapper's own arithmetic lies outside of the net.
+        return not self.inner or any(f"{one}.".startswith(self.inner) for one in paths)
+
+
+def _module_paths(node: Any) -> list[str]:
+    """Paths of the modules that a node was traced in, outermost first, without the root."""
+    paths = []
+    for path, _ in node.meta.get("nn_module_stack", {}).values():
+        text = str(path).removeprefix("L['self']").lstrip(".")
+        if text:
+            paths.append(text)
+    return paths
+
+
+def _quantizer(wanted: Callable[[Any], bool]) -> Any:
+    """XNNPACK's quantizer, with ReLU6 as part of the layer before it."""
+    import torch
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as stock
+    from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantizer import QuantizationConfig, QuantizationSpec
+
+    activation = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=_ACTIVATION_FLOOR),
+    )
+    weight = QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-127,
+        quant_max=127,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=_WEIGHT_FLOOR),
+    )
+    config = QuantizationConfig(activation, activation, weight, None, False)
+
+    class Quantizer(stock.XNNPACKQuantizer):  # type: ignore[misc]
+        def annotate(self, model: Any) -> Any:
+            """Add the pattern that the stock quantizer lacks, then the stock ones."""
+            _annotate_clamped(model, config, wanted)
+            return super().annotate(model)
+
+    return Quantizer().set_global(config).set_filter_function(wanted)
+
+
+def _annotate_clamped(model: Any, config: Any, wanted: Callable[[Any], bool]) -> None:
+    """Mark (transposed) convolution or linear, then ReLU6 or another hardtanh, as one layer."""
+    import torch
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer_utils as utils
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    aten = torch.ops.aten
+    for clamp in model.graph.nodes:
+        if clamp.target not in (aten.hardtanh.default, aten.hardtanh_.default):
+            continue
+        layer = clamp.args[0]
+        transposed = utils._is_conv_transpose_node(layer)
+        is_layer = transposed or utils._is_conv_node(layer) or layer.target == aten.linear.default
+        if not is_layer or len(layer.users) != 1:
+            continue
+        if transposed and utils.get_groups_from_conv(layer) != 1:
+            continue
+        partition = [clamp, layer, layer.args[1]]
+        if utils._is_annotated(partition) or not all(wanted(node) for node in partition):
+            continue
+        weight = utils.get_weight_qspec(config)
+        if transposed:
+            weight = utils.change_quantization_config(weight, ch_axis=1)
+        inputs = {layer.args[0]: utils.get_input_act_qspec(config), layer.args[1]: weight}
+        if len(layer.args) > 2 and isinstance(layer.args[2], torch.fx.Node):
+            inputs[layer.args[2]] = utils.get_bias_qspec(config)
+            partition.append(layer.args[2])
+        layer.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+            input_qspec_map=inputs, _annotated=True
+        )
+        clamp.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+            output_qspec=utils.get_output_act_qspec(config), _annotated=True
+        )
+        utils._mark_nodes_as_annotated(partition)
+
+
+def _layers(converted: Any) -> list[tuple[Any, Any, Any]]:
+    """(layer, dequantized input, dequantized weight) nodes of every int8 layer."""
+    import torch
+
+    decomposed = torch.ops.quantized_decomposed
+    found = []
+    for node in converted.graph.nodes:
+        if node.op != "call_function" or len(node.args) < 2:
+            continue
+        value, weight = node.args[:2]
+        if (
+            getattr(weight, "target", None) == decomposed.dequantize_per_channel.default
+            and getattr(value, "target", None) == decomposed.dequantize_per_tensor.default
+            and weight.args[0].op == "get_attr"
+        ):
+            found.append((node, value, weight))
+    return found
+
+
+def _attribute(module: Any, node: Any) -> Any:
+    """The tensor that a ``get_attr`` node stands for."""
+    value = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _widen_thin_channels(converted: Any) -> None:
+    """Give channels of almost no weight a scale at which their bias fits into int32.
+
+    Their weights then take fewer steps; a bias that wraps around would take the answer.
+    """
+    import torch
+
+    with torch.no_grad():
+        for layer, value, weight in _layers(converted):
+            if len(layer.args) < 3 or not isinstance(layer.args[2], torch.fx.Node):
+                continue
+            bias = _attribute(converted, layer.args[2])
+            scales = _attribute(converted, weight.args[1])
+            needed = bias.abs().to(scales.dtype) / (float(value.args[1]) * _BIAS_STEPS)
+            if not bool((needed > scales).any()):
+                continue
+            integers = _attribute(converted, weight.args[0])
+            shape = [1] * integers.dim()
+            shape[weight.args[3]] = -1
+            wider = torch.maximum(scales, needed)
+            ratio = (scales / wider).reshape(shape)
+            integers.copy_(torch.round(integers * ratio).to(integers.dtype))
+            scales.copy_(wider)
+
+
+def _name_clamps(exported: Any) -> None:
+    """Write ReLU6, and clamps with two bounds, as the one clamp that XNNPACK fuses."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in exported.graph.nodes:
+        if node.target in (aten.relu6.default, aten.relu6_.default):
+            node.args = (node.args[0], 0.0, 6.0)
+        elif node.target in (aten.clamp.default, aten.clamp_.default) and len(node.args) == 3:
+            if any(not isinstance(bound, int | float) for bound in node.args[1:]):
+                continue
+            node.args = (node.args[0], float(node.args[1]), float(node.args[2]))
+        else:
+            continue
+        node.target = aten.hardtanh.default
+    exported.recompile()
+
+
+def _layer_weights(prepared: Any) -> dict[str, Any]:
+    """The float weights of each layer that is to become int8, batch norms folded."""
+    found = {}
+    for node in prepared.graph.nodes:
+        if node.op != "call_function" or len(node.args) < 2:
+            continue
+        observer = node.args[1]
+        if getattr(observer, "op", None) != "call_module" or not observer.args:
+            continue
+        source = observer.args[0]
+        if getattr(source, "op", None) == "get_attr":
+            found[node.name] = _attribute(prepared, source).detach().clone()
+    return found
+
+
+def _check_integers(converted: Any, chosen: dict[str, Any]) -> None:
+    """Find that the int8 weights are those that ``round_weights`` chose.
+
+    A weight on the grid lies on its integer times its scale but for rounding errors; one
+    that is on no grid lies up to half a step away. Transposed convolutions are not rounded
+    beforehand. Raises ``ConversionError``.
+    """
+    for layer, _, weight in _layers(converted):
+        original = chosen.get(layer.name)
+        if original is None or weight.args[3] != 0:
+            continue
+        integers = _attribute(converted, weight.args[0])
+        shape = [1] * integers.dim()
+        shape[0] = -1
+        scales = _attribute(converted, weight.args[1]).reshape(shape)
+        steps = float((original / scales - integers).abs().max())
+        if not steps < _ON_GRID:
+            raise ConversionError(
+                f"{layer.name}: ExecuTorch's int8 weights are up to {steps:.2f} steps away from "
+                "the integers chosen for all formats: report this model, or leave "
+                "executorch int8 out"
+            )
