@@ -12,12 +12,12 @@ _OS = MinOs(android_api=21, ios="12.0")
 RECIPES: dict[Precision, Recipe] = {
     "fp32": Recipe(min_os=_OS, accelerators=("cpu",)),
     "int8": Recipe(calibrated=True, rounded=True, min_os=_OS, accelerators=("cpu",)),
+    "int8-dyn": Recipe(min_os=_OS, accelerators=("cpu",)),
 }
 
 REFUSED: dict[Precision, str] = {
     "fp16": "PyTorch Mobile's CPU kernels compute in fp32 or int8; half-precision operators are "
     "missing: take int8, or fp16 in tflite or coreml",
-    "int8-dyn": "not offered yet",
     "int8w": "PyTorch Mobile has no weight-only kernels: take int8, or int8w in tflite or coreml",
     "int4w": "PyTorch Mobile has no 4-bit kernels: take int4w in tflite or coreml",
     "pal4": "palettes are a Core ML storage form: take pal4 in coreml",

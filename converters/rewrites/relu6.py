@@ -12,7 +12,7 @@ and methods, wherever the lower bound is 0 and both bounds are numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,11 +21,13 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from converters.rewrites.fold import check_equal
+from converters.rewrites.in_float import hide
 
-__all__ = ["CAP", "CLAMP_TYPES", "apply_caps", "cap_of", "cap_relus", "uncap"]
+__all__ = ["apply_caps", "cap_of", "cap_relus", "is_clamp", "uncap"]
 
-CAP = "nearfar_cap"
+_CAP = "nearfar_cap"
 """Attribute of a ReLU: its cap as a float."""
+_PATH = "nearfar_path"
 
 _FUNCTIONS: dict[Callable[..., Any], tuple[str, str, float | None, float | None]] = {
     F.relu6: ("", "", 0.0, 6.0),
@@ -35,15 +37,12 @@ _FUNCTIONS: dict[Callable[..., Any], tuple[str, str, float | None, float | None]
 }
 _METHODS = ("clamp", "clamp_", "clip", "clip_")
 
-CLAMP_TYPES: tuple[Any, ...] = (nn.ReLU6, nn.Hardtanh, *_FUNCTIONS, *_METHODS)
-"""What a quantizer has to leave in float where it is not rewritten."""
-
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _bounds(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float | None, float | None]:
+def _bounds(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[float | None, float | None]:
     """Lower and upper bound of a clamp; (None, None) for any other node."""
     if node.op == "call_module":
         module = modules[str(node.target)]
@@ -81,11 +80,12 @@ def cap_relus(traced: fx.GraphModule, example: torch.Tensor) -> int:
         low, high = _bounds(node, modules)
         if low != 0.0 or high is None or high <= 0.0:
             continue
-        relu = nn.ReLU()
-        setattr(relu, CAP, high)
         path = str(node.target) if node.op == "call_module" else f"capped_{node.name}"
         if calls.get(path, 0) > 1:  # one module, used several times
             path = f"{path}_{count}"
+        relu = nn.ReLU().eval()
+        setattr(relu, _CAP, high)
+        setattr(relu, _PATH, path)
         traced.add_submodule(path, relu)
         with traced.graph.inserting_before(node):
             new = traced.graph.call_module(path, (node.args[0] if node.args else _input(node),))
@@ -110,10 +110,14 @@ def _flat(answer: Any) -> torch.Tensor:
     return torch.cat([part.reshape(-1).float() for part in parts])
 
 
-def cap_of(module: nn.Module) -> float | None:
-    """The cap on a module's output: its own, or that of the ReLU fused into it."""
+def cap_of(module: nn.Module) -> tuple[float, str] | None:
+    """The cap on a module's output, its own or that of the ReLU fused into it.
+
+    With the path that ReLU has in the graph that ``cap_relus`` rewrote, for ``uncap``.
+    """
     last = module[-1] if isinstance(module, nn.Sequential) and len(module) else module
-    return getattr(last, CAP, None)
+    cap = getattr(last, _CAP, None)
+    return None if cap is None else (float(cap), str(getattr(last, _PATH)))
 
 
 @contextmanager
@@ -121,7 +125,7 @@ def apply_caps(module: nn.Module) -> Iterator[None]:
     """Clamp the output of every capped ReLU below ``module`` for the time of the block."""
     hooks = []
     for child in module.modules():
-        cap = getattr(child, CAP, None)
+        cap = getattr(child, _CAP, None)
         if cap is not None:
             hooks.append(child.register_forward_hook(_clamp_to(float(cap))))
     try:
@@ -139,7 +143,16 @@ def _clamp_to(cap: float) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tens
 
 
 def uncap(traced: fx.GraphModule, path: str) -> None:
-    """Put a real clamp back in the place of the capped ReLU at ``path``."""
-    relu = traced.get_submodule(path)
-    traced.add_submodule(path, nn.Hardtanh(0.0, float(getattr(relu, CAP))))
-    traced.recompile()
+    """Put a real clamp, hidden from the quantizer, in the place of the ReLU at ``path``."""
+    cap = float(getattr(traced.get_submodule(path), _CAP))
+    traced.add_submodule(path, nn.Hardtanh(0.0, cap).eval())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and node.target == path:
+            hide(traced, node)
+
+
+def is_clamp(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether ``node`` is any clamp at all. ``modules``: those of its graph, by path."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.Hardtanh)
+    return node.target in (_FUNCTIONS if node.op == "call_function" else _METHODS)

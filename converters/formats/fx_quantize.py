@@ -1,0 +1,269 @@
+"""Int8 for PyTorch Mobile: FX graph mode for the QNNPACK engine, corrected where it fails.
+
+Only the net itself is quantized: normalization, NMS and argmax around it stay in float.
+What QNNPACK computes wrongly, each measured against the float arithmetic of the same
+quantized module:
+
+* clamps of quantized channels-last tensors (-1.4 dB): see ``converters.rewrites.relu6``;
+* PReLU (2.8 dB instead of 35.5): stays in float.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from typing import Any
+
+from converters.formats.inner import inner_module, kept_modules, replace_inner
+from converters.ready import ReadyModule
+from converters.worker import report_progress
+from edge_runtime.contract.errors import PrecisionRefused, UnsupportedOperator
+
+__all__ = ["Quantized", "quantize_dynamic", "quantize_static"]
+
+_BATCH = 8
+_MIN_DYNAMIC_SHARE = 0.2
+_LEVELS = 255
+
+
+@dataclasses.dataclass(kw_only=True)
+class Quantized:
+    """A module with int8 inside, float32 (or uint8 pixels) outside."""
+
+    module: Any
+    reference: Any | None
+    """The same arithmetic in float, operator by operator: what the engine must match."""
+    rewrites: list[str]
+    kept: tuple[str, ...]
+    """Of the modules asked for, those that have weights and stayed float."""
+
+
+def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
+    """Static int8: per-channel symmetric weights, per-tensor min/max activations.
+
+    Raises ``UnsupportedOperator`` for a model that torch.fx cannot trace, ``ConfigError``
+    for a name in ``keep`` that the model does not have.
+    """
+    import torch
+    from torch.ao.quantization.quantize_fx import convert_fx, convert_to_reference_fx
+
+    from converters.rewrites.relu6 import cap_relus, uncap
+
+    warnings.simplefilter("ignore")
+    torch.backends.quantized.engine = "qnnpack"
+    inner = inner_module(ready.module)
+    kept = kept_modules(inner, keep)
+    traced, prefix = _traced(inner)
+    example = _inner_example(ready)
+    capped = cap_relus(traced, example)
+    hidden = _hide_wrong(traced)
+    floats = tuple(prefix + name for name in keep)
+    while True:  # ends: each round has fewer capped ReLUs
+        prepared = _prepare(copy.deepcopy(traced), example, floats)
+        _calibrate(replace_inner(ready.module, prepared), ready)
+        loose = _uncapped(prepared)
+        if not loose:
+            break
+        for path in loose:
+            uncap(traced, path)
+        capped, hidden = capped - len(loose), hidden + len(loose)
+    names = {"cap_relu6": capped, "wrong_kernels_in_float": hidden}
+    reference = convert_to_reference_fx(copy.deepcopy(prepared))
+    return Quantized(
+        module=replace_inner(ready.module, convert_fx(prepared)),
+        reference=replace_inner(ready.module, reference),
+        rewrites=[name for name, count in names.items() if count],
+        kept=kept,
+    )
+
+
+def _inner_example(ready: ReadyModule) -> Any:
+    """A calibration input as the net itself gets it: behind the baked normalization."""
+    import torch
+
+    seen: list[Any] = []
+    inner = inner_module(ready.module)
+    hook = inner.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            ready.module(torch.from_numpy(ready.calibration(0, 1)))
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def _traced(module: Any) -> tuple[Any, str]:
+    """The module as a torch.fx graph without ``Identity``, and the prefix of its names.
+
+    Folded batch norms leave ``Identity`` behind. One between a convolution and its ReLU
+    would keep them from fusing, and the cap from reaching the convolution's output. Raises
+    ``UnsupportedOperator``.
+    """
+    from torch import fx, nn
+
+    module, prefix = _parented(module)
+    try:
+        traced = fx.symbolic_trace(module)
+    except Exception as error:  # torch.fx raises many types on dynamic control flow
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UnsupportedOperator(
+            "torchscript int8 needs a model that torch.fx can trace: "
+            f"{type(error).__name__}: {reason}. "
+            "Remove data-dependent control flow, or leave torchscript int8 out"
+        ) from error
+    modules = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module" and isinstance(modules[node.target], nn.Identity | nn.Dropout):
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    traced.recompile()
+    return traced.eval(), prefix
+
+
+def _parented(module: Any) -> tuple[Any, str]:
+    """A bare layer inside a container, for layers are replaced in their parent only."""
+    from torch import nn
+
+    if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.Sequential):
+        return nn.Sequential(module).eval(), "0."
+    return module, ""
+
+
+def quantize_dynamic(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
+    """Int8 weights in ``Linear`` layers; their inputs are quantized while running.
+
+    PyTorch Mobile has no other dynamic layer that image models use. Raises
+    ``PrecisionRefused`` where ``Linear`` holds less than a fifth of the weights, and
+    ``ConfigError`` for a name in ``keep`` that the model does not have.
+    """
+    import torch
+    from torch import nn
+    from torch.ao.quantization import per_channel_dynamic_qconfig
+
+    warnings.simplefilter("ignore")
+    torch.backends.quantized.engine = "qnnpack"
+    inner = inner_module(ready.module)
+    kept = kept_modules(inner, keep)
+    parented, prefix = _parented(copy.deepcopy(inner))
+    floats = tuple(prefix + name for name in keep)
+    layers = {
+        name: module.weight.numel()
+        for name, module in parented.named_modules()
+        if type(module) is nn.Linear
+        and not any(name == one or name.startswith(f"{one}.") for one in floats)
+    }
+    total = sum(parameter.numel() for parameter in parented.parameters())
+    share = sum(layers.values()) / total if total else 0.0
+    if share < _MIN_DYNAMIC_SHARE:
+        raise PrecisionRefused(
+            f"torchscript int8-dyn would quantize {len(layers)} linear layers with "
+            f"{share:.0%} of the weights: PyTorch Mobile has no dynamic convolutions. "
+            "Take int8 with calibration images, or int8-dyn in tflite"
+        )
+    spec = dict.fromkeys(layers, per_channel_dynamic_qconfig)
+    quantized = torch.ao.quantization.quantize_dynamic(parented, spec, dtype=torch.qint8)
+    return Quantized(
+        module=replace_inner(ready.module, quantized), reference=None, rewrites=[], kept=kept
+    )
+
+
+def _prepare(traced: Any, example: Any, floats: tuple[str, ...]) -> Any:
+    from torch import (
+        nn,
+        per_channel_symmetric,
+        per_tensor_affine,
+        per_tensor_symmetric,
+        qint8,
+        quint8,
+    )
+    from torch.ao.quantization import QConfig, QConfigMapping
+    from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
+    from torch.ao.quantization.observer import MinMaxObserver, PerChannelMinMaxObserver
+    from torch.ao.quantization.quantize_fx import prepare_fx
+
+    from converters.rewrites.in_float import InFloat
+
+    weights = {"dtype": qint8, "quant_min": -127, "quant_max": 127}
+    activation = MinMaxObserver.with_args(dtype=quint8, qscheme=per_tensor_affine)
+    per_channel = QConfig(
+        activation=activation,
+        weight=PerChannelMinMaxObserver.with_args(
+            qscheme=per_channel_symmetric, ch_axis=0, **weights
+        ),
+    )
+    per_tensor = QConfig(
+        activation=activation,
+        weight=MinMaxObserver.with_args(qscheme=per_tensor_symmetric, **weights),
+    )
+    mapping = QConfigMapping().set_global(per_channel)
+    for kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d):
+        mapping.set_object_type(kind, per_tensor)  # QNNPACK has no per-channel transposed conv
+    for name in floats:
+        mapping.set_module_name(name, None)
+    custom = PrepareCustomConfig().set_non_traceable_module_classes([InFloat])
+    return prepare_fx(traced, mapping, (example,), prepare_custom_config=custom)
+
+
+def _hide_wrong(traced: Any) -> int:
+    """Keep what QNNPACK computes wrongly away from it; returns how many operators."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    from converters.rewrites.in_float import hide
+    from converters.rewrites.relu6 import is_clamp
+
+    modules = dict(traced.named_modules(remove_duplicate=False))
+
+    def wrong(node: Any) -> bool:
+        if node.op == "call_module" and isinstance(modules[node.target], nn.PReLU):
+            return True
+        return is_clamp(node, modules) or node.target in (F.prelu, torch.prelu, "prelu")
+
+    nodes = [node for node in traced.graph.nodes if wrong(node)]
+    for node in nodes:
+        hide(traced, node)
+    return len(nodes)
+
+
+def _calibrate(module: Any, ready: ReadyModule) -> None:
+    import torch
+
+    from converters.rewrites.relu6 import apply_caps
+
+    count = ready.calibration_count
+    with torch.no_grad(), apply_caps(module):
+        for start in range(0, count, _BATCH):
+            report_progress("calibrating", start, count)
+            module(torch.from_numpy(ready.calibration(start, start + _BATCH)))
+
+
+def _uncapped(prepared: Any) -> list[str]:
+    """Paths of capped ReLUs whose output does not saturate at the cap.
+
+    One that fuses with nothing, or that shares its range with another tensor, keeps that
+    range; one without an observer stays in float.
+    """
+    from converters.rewrites.relu6 import cap_of
+
+    modules = dict(prepared.named_modules(remove_duplicate=False))
+    loose = []
+    for node in prepared.graph.nodes:
+        capped = cap_of(modules[node.target]) if node.op == "call_module" else None
+        if capped is None:
+            continue
+        cap, path = capped
+        observers = [
+            modules[user.target]
+            for user in node.users
+            if user.op == "call_module" and hasattr(modules[user.target], "calculate_qparams")
+        ]
+        if not observers or not all(_saturates(observer, cap) for observer in observers):
+            loose.append(path)
+    return loose
+
+
+def _saturates(observer: Any, cap: float) -> bool:
+    scale, zero_point = observer.calculate_qparams()
+    return int(zero_point) == 0 and float(scale) * _LEVELS <= cap * (1 + 1e-5)
