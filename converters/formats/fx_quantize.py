@@ -18,7 +18,7 @@ from typing import Any
 from converters.formats.inner import inner_module, kept_modules, replace_inner
 from converters.ready import ReadyModule
 from converters.worker import report_progress
-from edge_runtime.contract.errors import PrecisionRefused, UnsupportedOperator
+from edge_runtime.contract.errors import PrecisionRefused, SourceError, UnsupportedOperator
 
 __all__ = ["Quantized", "quantize_dynamic", "quantize_static"]
 
@@ -54,8 +54,8 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
     torch.backends.quantized.engine = "qnnpack"
     inner = inner_module(ready.module)
     kept = kept_modules(inner, keep)
-    traced, prefix = _traced(inner)
     example = _inner_example(ready)
+    traced, prefix = _traced(inner, example)
     capped = cap_relus(traced, example)
     hidden = _hide_wrong(traced)
     floats = tuple(prefix + name for name in keep)
@@ -79,7 +79,7 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
 
 
 def _inner_example(ready: ReadyModule) -> Any:
-    """A calibration input as the net itself gets it: behind the baked normalization."""
+    """Calibration inputs, two where there are, as the net gets them: normalized."""
     import torch
 
     seen: list[Any] = []
@@ -87,13 +87,13 @@ def _inner_example(ready: ReadyModule) -> Any:
     hook = inner.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
         with torch.no_grad():
-            ready.module(torch.from_numpy(ready.calibration(0, 1)))
+            ready.module(torch.from_numpy(ready.calibration(0, 2)))
     finally:
         hook.remove()
     return seen[0]
 
 
-def _traced(module: Any) -> tuple[Any, str]:
+def _traced(module: Any, example: Any) -> tuple[Any, str]:
     """The module as a torch.fx graph without ``Identity``, and the prefix of its names.
 
     Folded batch norms leave ``Identity`` behind. One between a convolution and its ReLU
@@ -106,12 +106,7 @@ def _traced(module: Any) -> tuple[Any, str]:
     try:
         traced = fx.symbolic_trace(module)
     except Exception as error:  # torch.fx raises many types on dynamic control flow
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise UnsupportedOperator(
-            "torchscript int8 needs a model that torch.fx can trace: "
-            f"{type(error).__name__}: {reason}. "
-            "Remove data-dependent control flow, or leave torchscript int8 out"
-        ) from error
+        traced = _exported(module, example, error)
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(modules[node.target], nn.Identity | nn.Dropout):
@@ -119,6 +114,21 @@ def _traced(module: Any) -> tuple[Any, str]:
             traced.graph.erase_node(node)
     traced.recompile()
     return traced.eval(), prefix
+
+
+def _exported(module: Any, example: Any, error: Exception) -> Any:
+    """By torch.export, which follows control flow over shapes, and back to layers."""
+    from converters.sources.graphs.build import as_layers
+
+    try:
+        return as_layers(module, example)
+    except SourceError as other:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise UnsupportedOperator(
+            "torchscript int8 needs a model that torch.fx or torch.export can trace: "
+            f"{type(error).__name__}: {reason}; {other.detail}. "
+            "Remove data-dependent control flow, or leave torchscript int8 out"
+        ) from error
 
 
 def _parented(module: Any) -> tuple[Any, str]:
