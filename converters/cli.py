@@ -28,6 +28,7 @@ from converters.options import (
 from converters.progress import JobProgress
 from converters.recipes import FORMATS, OFFERED, RECIPES, REFUSED
 from converters.report.junit import write_junit
+from converters.report.layers_table import print_layers
 from converters.report.table import describe_preprocess, print_manifest, print_report
 from converters.verify.gates import read_gates
 from converters.verify.verify import Options, verify_bundle
@@ -207,6 +208,11 @@ def _file_options(
     help="Other bounds than the default, a table for each precision.",
 )  # fmt: skip
 @click.option(
+    "--bisect", is_flag=True,
+    help="Compare every file layer by layer and print where it loses most; a failed one "
+    "always is, and the first layer that diverges is named.",
+)  # fmt: skip
+@click.option(
     "--junit", "junit_path", type=click.Path(path_type=Path), metavar="F",
     help="Write JUnit XML for CI.",
 )  # fmt: skip
@@ -221,6 +227,7 @@ def verify(
     reference: str | None,
     weights: str | None,
     gates: Path | None,
+    bisect: bool,
     junit_path: Path | None,
     quiet: bool,
     jobs: int,
@@ -247,10 +254,14 @@ def verify(
                 gates=read_gates(gates, task_name(opened.manifest.task)),
                 reference=source,
                 jobs=jobs,
+                layers=bisect,
                 listener=progress.update,
             ),
         )
-    print_report(report, choose_console(json_path))
+    console = choose_console(json_path)
+    print_report(report, console)
+    if bisect:
+        print_layers(report, console)
     write_json(json_path, report)
     if junit_path is not None:
         write_junit(report, junit_path)

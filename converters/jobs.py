@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from converters.report.records import LayerRow
 from converters.verify.figures import Closeness, Finding
 from edge_runtime.contract.manifest import (
     Accelerator,
@@ -30,6 +31,9 @@ __all__ = [
     "InGraph",
     "Job",
     "JobResult",
+    "LayerFinding",
+    "LayersJob",
+    "LayersResult",
     "PrepareJob",
     "Prepared",
     "RoundJob",
@@ -206,6 +210,8 @@ class RunJob(_Message, tag="run", kw_only=True):
     reference_inputs: tuple[TensorSpec, ...] = ()
     anchors: str | None = None
     """Detection: the file of the anchors."""
+    labels: list[str] = []
+    """The bundle's."""
 
 
 class RunResult(_Message, tag="ran", kw_only=True):
@@ -229,8 +235,33 @@ class RunResult(_Message, tag="ran", kw_only=True):
     """What was found inside ``model.pt2``."""
 
 
-Job = PrepareJob | RoundJob | ConvertJob | RunJob
-Answer = Prepared | Rounded | Artifact | RunResult
+class LayersJob(_Message, tag="layers", kw_only=True):
+    """Compare the inner values of saved files of one format with the reference's."""
+
+    reference: str
+    image: str = ""
+    """Not used by a generator."""
+    variants: list[VariantRun] = []
+
+
+class LayerFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """The first layer that diverges."""
+
+    name: Literal["layer", "padding"]
+    layer: str
+    detail: str
+
+
+class LayersResult(_Message, tag="compared", kw_only=True):
+    """One row for each layer that could be matched, in the reference's order."""
+
+    rows: dict[str, list[LayerRow]] = {}
+    findings: dict[str, LayerFinding] = {}
+    errors: dict[str, str] = {}
+
+
+Job = PrepareJob | RoundJob | ConvertJob | RunJob | LayersJob
+Answer = Prepared | Rounded | Artifact | RunResult | LayersResult
 
 
 class JobResult(_Message, kw_only=True):

@@ -18,7 +18,16 @@ from pathlib import Path
 
 import msgspec
 
-from converters.jobs import Answer, ConvertJob, Job, JobResult, PrepareJob, RoundJob, RunJob
+from converters.jobs import (
+    Answer,
+    ConvertJob,
+    Job,
+    JobResult,
+    LayersJob,
+    PrepareJob,
+    RoundJob,
+    RunJob,
+)
 from edge_runtime.contract.errors import ConversionError, NearfarError
 
 __all__ = ["main", "report_progress"]
@@ -49,6 +58,10 @@ def _run(job: Job) -> Answer:
         from converters.formats.base import find_backend
 
         return find_backend(job.format).convert(job)
+    if isinstance(job, LayersJob):
+        from converters.verify.layers import compare_layers
+
+        return compare_layers(job)
     assert isinstance(job, RunJob)  # noqa: S101
     from converters.verify.run_files import run_files
 

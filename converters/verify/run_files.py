@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from converters.jobs import RunJob, RunResult, VariantRun
 from converters.prepare import latent, tensors
 from converters.verify.compare import Comparison
-from converters.verify.figures import Finding
+from converters.verify.diagnose import diagnose
+from converters.verify.figures import Closeness, Finding
+from converters.verify.inside import check_metadata, read_inside
 from converters.verify.metrics import sqnr_db
 from converters.worker import report_progress
 from edge_runtime.contract.errors import (
@@ -43,6 +45,11 @@ __all__ = ["EVALUATION_SEED", "load_reference", "read_anchors", "run_files"]
 
 EVALUATION_SEED = 1_000_000
 """Latents that judge a generator; far from those that calibrated it."""
+
+_DIAGNOSED = 16
+"""Images whose answers are kept to find out what is wrong."""
+_DOUBT_DB = 25.0
+_DOUBT_AGREEMENT = 0.97
 
 Outputs = list[NDArray[np.generic]]
 Run = Callable[[NDArray[Any]], Outputs]
@@ -251,8 +258,11 @@ def _run_variant(job: RunJob, item: VariantRun, inputs: _Inputs, result: RunResu
     reference = _saved(Path(job.out_dir))
     comparison = Comparison(job.task, read_anchors(job.anchors))
     top1: list[int] = []
+    sample: list[Outputs] = []
     for number, batch in enumerate(inputs.fed(variant.preprocess, spec)):
         answers = run(batch)
+        if number < _DIAGNOSED:
+            sample.append(answers)
         comparison.add([one[number : number + 1] for one in reference], answers)
         if isinstance(job.task, ClassificationTask):
             top1.append(int(np.asarray(answers[0]).reshape(-1).argmax()))
@@ -264,7 +274,20 @@ def _run_variant(job: RunJob, item: VariantRun, inputs: _Inputs, result: RunResu
         result.probe_db[variant.id] = _probe(job, item, inputs, run, reference)
     result.milliseconds[variant.id] = statistics.median(milliseconds[1:] or milliseconds)
     model.close()
-    _inspect(item, result)
+    _inspect(job, item, result)
+    if sample and _doubtful(figures):
+        given = [np.concatenate(one).astype(np.float32) for one in zip(*sample, strict=True)]
+        wanted = [np.array(one[: len(sample)]) for one in reference]
+        found = diagnose(job.task, wanted, given, read_anchors(job.anchors))
+        result.findings.setdefault(variant.id, []).extend(found)
+
+
+def _doubtful(figures: Closeness) -> bool:
+    """Far enough from the reference to ask why; the gates decide whether it passes."""
+    mean = figures.sqnr_db_mean
+    return (mean is not None and mean < _DOUBT_DB) or (
+        figures.agreement is not None and figures.agreement < _DOUBT_AGREEMENT
+    )
 
 
 def _canonical(model: LoadedModel, answers: list[NDArray[np.generic]]) -> Outputs:
@@ -296,18 +319,21 @@ def _probe(
     return means
 
 
-def _inspect(item: VariantRun, result: RunResult) -> None:
-    """What the file itself says about how its weights are stored."""
+def _inspect(job: RunJob, item: VariantRun, result: RunResult) -> None:
+    """What the file itself says: how its weights are stored, and the record inside."""
     from converters.verify.census import find_census
 
     try:
         census = find_census(item.variant.format, Path(item.path))
+        inside = read_inside(item.variant.format, Path(item.path))
     except NearfarError as error:
         found = result.findings.setdefault(item.variant.id, [])
         found.append(Finding(name="unreadable", detail=error.detail))
         return
     if census is not None:
         result.quantized_share[item.variant.id] = census.quantized_share
+    found = check_metadata(inside, item.variant, job.task, tuple(job.labels))
+    result.findings.setdefault(item.variant.id, []).extend(found)
 
 
 def _warm_up(item: VariantRun) -> None:

@@ -11,7 +11,18 @@ import msgspec
 import numpy as np
 
 from converters.dataset import Dataset, image_digests
-from converters.jobs import Job, JobResult, RunJob, RunResult, SourceRequest, VariantRun
+from converters.jobs import (
+    Job,
+    JobResult,
+    LayerFinding,
+    LayersJob,
+    LayersResult,
+    RunJob,
+    RunResult,
+    SourceRequest,
+    VariantRun,
+)
+from converters.report.records import LayerRow
 from converters.supervisor import JobError, Listener, Supervisor
 from converters.verify.checks import (
     Check,
@@ -39,6 +50,8 @@ from edge_runtime.contract.tasks import ClassificationTask, DetectionTask, task_
 __all__ = ["Options", "Report", "VariantReport", "measure_bundle", "verify_bundle"]
 
 _PROBE_IMAGES = 16
+LAYER_FORMATS = ("tflite", "coreml")
+"""Those whose inner values can be read."""
 
 Results = dict[str, JobResult | JobError]
 
@@ -53,6 +66,8 @@ class Options:
     jobs: int = 1
     latents: int = 32
     """Generation: how many images to compare."""
+    layers: bool = False
+    """Compare layer by layer too; a variant that fails is always bisected where it can be."""
     listener: Listener | None = None
 
 
@@ -95,6 +110,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     reference_accuracy: float | None
     variants: tuple[VariantReport, ...]
     checks: tuple[Check, ...]
+    layers: dict[str, list[LayerRow]] = {}
+    """By variant; of the formats whose inner values can be read (tflite, coreml)."""
 
     @property
     def exit_code(self) -> int:
@@ -176,7 +193,38 @@ class _Verification:
         assert isinstance(answer, RunResult)  # noqa: S101  # what a RunJob answers
         jobs = self._variant_jobs()
         results = dict(zip([name for name, _ in jobs], supervisor.run_all(jobs), strict=True))
-        return self._judge(answer, results)
+        report = self._judge(answer, results)
+        return self._compare_layers(report, supervisor)
+
+    def _compare_layers(self, report: Report, supervisor: Supervisor) -> Report:
+        """Bisect what failed; with ``options.layers`` look into every file."""
+        reference = self.manifest.reference
+        if reference is None or self.options.reference is not None:
+            return report
+        chosen = {entry.id for entry in report.variants if self.options.layers or not entry.passed}
+        jobs: list[tuple[str, Job]] = []
+        for name in LAYER_FORMATS:
+            runs = [
+                VariantRun(path=str(self.bundle.path(variant)), variant=variant)
+                for variant in self.manifest.variants
+                if variant.format == name and variant.id in chosen
+            ]
+            if runs:
+                job = LayersJob(
+                    reference=str(self.bundle.root / reference.path),
+                    image=self.images[0] if self.images else "",
+                    variants=runs,
+                )
+                jobs.append((f"{name} layers", job))
+        found: dict[str, LayerFinding] = {}
+        for result in supervisor.run_all(jobs) if jobs else ():
+            if isinstance(result, JobError):
+                continue  # a file that crashes here failed before, with its reason
+            assert isinstance(result.answer, LayersResult)  # noqa: S101
+            report.layers.update(result.answer.rows)
+            found.update(result.answer.findings)
+        variants = tuple(_with_layer(entry, found.get(entry.id)) for entry in report.variants)
+        return msgspec.structs.replace(report, variants=variants)
 
     def _job(self) -> RunJob:
         task = self.manifest.task
@@ -319,6 +367,17 @@ class _Verification:
             milliseconds=answer.milliseconds.get(variant.id),
             peak_ram_bytes=answer.peak_ram_bytes.get(variant.id),
         )
+
+
+def _with_layer(entry: VariantReport, found: LayerFinding | None) -> VariantReport:
+    """A failed variant with the layer where it diverges; one that passed stays as it is."""
+    if entry.passed or found is None:
+        return entry
+    return msgspec.structs.replace(
+        entry,
+        reasons=(*entry.reasons, found.detail),
+        findings=(*entry.findings, Finding(name=found.name, detail=found.detail)),
+    )
 
 
 def _size_ratio(bundle: Bundle, variant: Variant) -> float:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from converters.cli import convert, verify
-from converters.convert import plan
+from converters.convert import FileOptions, plan
 from converters.dataset import read_dataset
 from converters.golden import write_golden_images
 from converters.preprocessing import KERAS_MODES, declared, keras_mode
@@ -23,6 +23,7 @@ from edge_runtime.contract.errors import (
     PrecisionRefused,
 )
 from edge_runtime.contract.imaging import decode_image
+from edge_runtime.contract.manifest import MinOs
 from edge_runtime.contract.preprocess import NAMED
 from tests.support import images
 from tests.support.bundles import tiny_bundle
@@ -95,12 +96,29 @@ def test_every_combination_has_a_recipe_or_a_reason() -> None:
 
 
 def test_plan_leaves_out_what_cannot_be_and_says_why() -> None:
-    targets, refused = plan(FORMATS, OFFERED)
+    targets, refused = plan(FORMATS, OFFERED, FileOptions())
     assert len(targets) == len(RECIPES)
-    assert len(refused) == 1
-    assert "half-precision" in refused[0]
+    assert len(refused) == len(REFUSED)
+    assert any("half-precision" in sentence for sentence in refused)
     with pytest.raises(PrecisionRefused, match="half-precision"):
-        plan(["torchscript"], ["fp16"])
+        plan(["torchscript"], ["fp16"], FileOptions())
+
+
+def test_plan_refuses_what_the_app_s_oldest_system_cannot_run() -> None:
+    old = FileOptions(min_os=MinOs(ios="15.0", android_api=21))
+    with pytest.raises(PrecisionRefused, match=r"needs iOS 17\.0, the app is to run on iOS 15"):
+        plan(["coreml"], ["int8"], old)
+    with pytest.raises(PrecisionRefused, match="Android API"):
+        plan(["tflite"], ["fp32"], old)
+    new = FileOptions(min_os=MinOs(ios="17.2"))
+    assert len(plan(["coreml"], ["fp32", "int8"], new)[0]) == 2
+
+
+def test_plan_refuses_boxes_decoded_in_integers() -> None:
+    inside = FileOptions(in_graph=("nms",))
+    assert len(plan(["tflite"], ["fp32", "fp16"], inside)[0]) == 2
+    with pytest.raises(PrecisionRefused, match="leave --nms out"):
+        plan(["tflite"], ["fp32", "int8"], inside)
 
 
 def test_preprocess_is_declared_never_guessed(tmp_path: Path) -> None:

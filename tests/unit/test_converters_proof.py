@@ -7,22 +7,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converters.verify.checks import candidates, check_labels, check_preprocess, probe_reasons
-from converters.verify.gates import DEFAULT_GATES, Gate, check_gate, read_gates
+from converters.verify.checks import candidates, check_labels, check_preprocess, probe_findings
+from converters.verify.compare import Comparison
+from converters.verify.figures import SQNR_CAP_DB, Closeness
+from converters.verify.gates import Gate, check_gate, default_gates, read_gates
 from converters.verify.metrics import (
-    SQNR_CAP_DB,
     best_temperature,
     chance_probability,
-    closeness,
     cross_entropy,
     sqnr_db,
 )
 from edge_runtime.contract.errors import ConfigError, EvaluationError
 from edge_runtime.contract.preprocess import NAMED, named
+from edge_runtime.contract.tasks import ClassificationTask
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.normal(0, 3, (50, 10)).astype(np.float32)
-SURE = np.full(50, 0.9)
+GATES = default_gates("classification")
+TASK = ClassificationTask(classes=10)
+
+
+def closeness(
+    reference: np.ndarray, answer: np.ndarray, task: ClassificationTask = TASK
+) -> Closeness:
+    comparison = Comparison(task)
+    for exact, other in zip(reference, answer, strict=True):
+        comparison.add([exact[None]], [other[None]])
+    return comparison.result()
+
+
+def reasons(
+    precision: str, figures: Closeness, size_ratio: float = 0.3, share: float | None = 1.0
+) -> list[str]:
+    gate = GATES[precision]  # type: ignore[index]
+    return [f.name for f in check_gate(gate, precision, figures, size_ratio, share)]  # type: ignore[arg-type]
 
 
 def test_sqnr_of_known_noise_is_exact() -> None:
@@ -33,61 +51,58 @@ def test_sqnr_of_known_noise_is_exact() -> None:
     assert sqnr_db(np.zeros((1, 2)), np.ones((1, 2)))[0] == -SQNR_CAP_DB
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", sorted(GATES))
 def test_identical_answers_pass_and_nan_fails_every_gate(precision: str) -> None:
-    gate = DEFAULT_GATES[precision]
-    same = closeness(REFERENCE, REFERENCE, SURE)
-    assert check_gate(gate, precision, same, 0.3) == []
+    assert reasons(precision, closeness(REFERENCE, REFERENCE)) == []
     broken = REFERENCE.copy()
     broken[7, 3] = np.nan
-    assert check_gate(gate, precision, closeness(REFERENCE, broken, SURE), 0.3) == [
-        "answers hold NaN or infinity"
-    ]
+    assert reasons(precision, closeness(REFERENCE, broken)) == ["not-finite"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", sorted(GATES))
 def test_another_models_answers_fail_every_gate(precision: str) -> None:
     other = RNG.normal(0, 3, REFERENCE.shape).astype(np.float32)
-    reasons = check_gate(
-        DEFAULT_GATES[precision], precision, closeness(REFERENCE, other, SURE), 0.3
-    )
-    assert len(reasons) >= 3
+    assert reasons(precision, closeness(REFERENCE, other)).count("agreement") == 2
+    assert "parity" in reasons(precision, closeness(REFERENCE, other))
 
 
 def test_noise_of_a_silent_mistake_fails_int8() -> None:
     """13 dB is what the mildest wrong pre-processing left of a trained ImageNet net."""
     noise = RNG.normal(0, 1, REFERENCE.shape)
     noise *= np.sqrt((REFERENCE**2).sum(1) / (noise**2).sum(1) / 10**1.3)[:, None]
-    figures = closeness(REFERENCE, (REFERENCE + noise).astype(np.float32), SURE)
+    figures = closeness(REFERENCE, (REFERENCE + noise).astype(np.float32))
     assert figures.sqnr_db_mean == pytest.approx(13.0, abs=0.01)
-    assert any("mean SQNR" in r for r in check_gate(DEFAULT_GATES["int8"], "int8", figures, 0.3))
+    assert "parity" in reasons("int8", figures)
 
 
-def test_file_that_was_not_quantized_fails_by_its_size() -> None:
-    same = closeness(REFERENCE, REFERENCE, SURE)
-    assert any("really quantized" in r for r in check_gate(DEFAULT_GATES["int8"], "int8", same, 1))
+def test_file_that_was_not_quantized_fails_by_its_size_or_its_weights() -> None:
+    same = closeness(REFERENCE, REFERENCE)
+    assert reasons("int8", same, size_ratio=1.0) == ["not-quantized"]
+    assert reasons("int8", same, share=0.1) == ["not-quantized"]
+    assert reasons("fp32", same, size_ratio=1.0, share=0.0) == []
 
 
 def test_fp32_allows_no_disagreement_on_few_images_and_lower_precisions_one() -> None:
     answer = REFERENCE[:20].copy()
     top = answer[0].argsort()
     answer[0, top[-1]], answer[0, top[-2]] = answer[0, top[-2]], answer[0, top[-1]]
-    figures = closeness(REFERENCE[:20], answer, np.full(20, 0.1))
+    figures = closeness(REFERENCE[:20], answer)
     loose = Gate(
         sqnr_db_mean=-99, sqnr_db_min=-99, agreement=0.97, confident_agreement=0.5, size_ratio=9
     )
     assert figures.disagreements == 1
-    assert len(check_gate(loose, "fp32", figures, 1.0)) == 1
-    assert check_gate(loose, "int8", figures, 1.0) == []
+    assert figures.metrics["top5"] == 1.0
+    assert len(check_gate(loose, "fp32", figures, 1.0, None)) == 1
+    assert check_gate(loose, "int8", figures, 1.0, None) == []
 
 
 def test_gates_file_changes_only_what_it_names(tmp_path: Path) -> None:
     path = tmp_path / "gates.toml"
     path.write_text("[int8]\nagreement = 0.5\n")
-    gates = read_gates(path)
+    gates = read_gates(path, "classification")
     assert gates["int8"].agreement == 0.5
-    assert gates["int8"].sqnr_db_mean == DEFAULT_GATES["int8"].sqnr_db_mean
-    assert gates["fp32"] == DEFAULT_GATES["fp32"]
+    assert gates["int8"].sqnr_db_mean == GATES["int8"].sqnr_db_mean
+    assert gates["fp32"] == GATES["fp32"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +112,7 @@ def test_gates_file_with_an_unknown_key_is_refused(tmp_path: Path, text: str) ->
     path = tmp_path / "gates.toml"
     path.write_text(text)
     with pytest.raises(ConfigError):
-        read_gates(path)
+        read_gates(path, "classification")
 
 
 def test_chance_probability_of_coins_is_exact() -> None:
@@ -149,16 +164,15 @@ def test_shuffled_labels_are_an_error_and_foreign_classes_bad_input() -> None:
         check_labels(answers, classes + 5)
 
 
-def test_variant_that_answers_better_under_another_record_is_told(tmp_path: Path) -> None:
-    exact = tmp_path / "exact.npy"
-    noisy = tmp_path / "noisy.npy"
-    np.save(exact, REFERENCE[:8] * 1.01)
-    np.save(noisy, REFERENCE[:8][::-1])
-    own = REFERENCE + RNG.normal(0, 1, REFERENCE.shape).astype(np.float32)
-    assert probe_reasons(REFERENCE, own, [("a", noisy)], 8) == []
-    reasons = probe_reasons(REFERENCE, own, [("a", noisy), ("b", exact)], 8)
-    assert len(reasons) == 1
-    assert "'b'" in reasons[0]
+def test_variant_that_answers_better_under_another_record_is_told() -> None:
+    names = ["tf", "caffe", "red and blue swapped"]
+    assert probe_findings(names, [20.0, 5.0, 8.0], own=0) == []
+    assert probe_findings(names, [20.0, 22.9, 8.0], own=0) == [], "within the margin"
+    (found,) = probe_findings(names, [13.0, 25.0, 8.0], own=0)
+    assert found.name == "preprocess-record"
+    assert "'caffe'" in found.detail
+    (found,) = probe_findings(names, [13.0, 12.0, 25.0], own=0)
+    assert found.name == "channel-order"
 
 
 def test_candidates_are_the_declared_all_names_and_the_swapped_channels() -> None:
