@@ -5,7 +5,9 @@ from __future__ import annotations
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from converters.report.numbers import clean
 from converters.verify.verify import Report
 
 __all__ = ["print_layers"]
@@ -36,5 +38,5 @@ def print_layers(report: Report, console: Console) -> None:
             cells = [
                 f"{figures[name][layer]:.1f}" if layer in figures[name] else "-" for name in ids
             ]
-            table.add_row(layer, op, *cells)
+            table.add_row(Text(clean(layer)), Text(clean(op)), *cells)
     console.print(table)
