@@ -17,20 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from converters.formats.base import calibration_batches, unsupported
+from converters.formats.base import unsupported
 from converters.formats.coreml_gaps import fill_gaps
 from converters.jobs import Artifact, ConvertJob
-from converters.prepare import prepared_module
+from converters.ready import ReadyModule, ready_module
 from converters.recipes import find_recipe
-from converters.sources import load_source
 from converters.worker import report_progress
 from edge_runtime.runtimes.base import Availability, installed_version
-from edge_runtime.runtimes.mil.program import (
-    import_coremltools,
-    model_file,
-    read_program,
-    read_spec,
-)
+from edge_runtime.runtimes.mil.program import model_file, read_program, read_spec
+from edge_runtime.runtimes.mil.schema import import_coremltools
 
 __all__ = ["CoreMLBackend"]
 
@@ -56,22 +51,24 @@ class CoreMLBackend:
         """Write ``model.mlpackage``."""
         coremltools = import_coremltools()
         recipe = find_recipe("coreml", job.precision)
-        rounded = Path(job.rounded) if job.rounded else None
-        module, rewrites = prepared_module(load_source(job.source), rounded)
+        ready = ready_module(job)
+        module, rewrites = ready.module, ready.rewrites
         if job.precision == "int8" and _name_relu6(module):
             rewrites.append("name_relu6")
         half = job.precision != "fp32"  # quantize's scales must have the type of its input
         report_progress("converting to Core ML")
-        model = _to_program(coremltools, module, job, half=half)
+        model = _to_program(coremltools, module, ready, half=half)
         if job.precision == "int8":
-            model = _quantize(coremltools, model, job)
+            scratch = Path(job.out_dir) / "calibration.mlpackage"
+            model = _quantize(coremltools, model, ready, scratch)
         path = Path(job.out_dir) / "model.mlpackage"
         model.save(str(path))
         make_reproducible(path)
         return Artifact(
             path=path.name,
-            inputs=job.inputs,
-            outputs=job.outputs,
+            inputs=ready.inputs,
+            outputs=ready.outputs,
+            preprocess=ready.preprocess,
             min_os=recipe.min_os,
             min_runtime=f"Core ML specification {model.get_spec().specificationVersion}",
             accelerators=recipe.accelerators,
@@ -80,7 +77,7 @@ class CoreMLBackend:
         )
 
 
-def _to_program(coremltools: Any, module: Any, job: ConvertJob, *, half: bool) -> Any:
+def _to_program(coremltools: Any, module: Any, ready: ReadyModule, *, half: bool) -> Any:
     """From a trace, or where coremltools cannot read that, from ``torch.export``.
 
     The trace is twice as fast and gives the same program.
@@ -88,7 +85,7 @@ def _to_program(coremltools: Any, module: Any, job: ConvertJob, *, half: bool) -
     import torch
 
     fill_gaps()
-    spec = job.inputs[0]
+    spec = ready.inputs[0]
     precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
     tensors = coremltools.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32)
 
@@ -96,7 +93,10 @@ def _to_program(coremltools: Any, module: Any, job: ConvertJob, *, half: bool) -
         return coremltools.convert(
             program,
             inputs=[tensors],
-            outputs=[coremltools.TensorType(name=job.outputs[0].name, dtype=np.float32)],
+            outputs=[
+                coremltools.TensorType(name=output.name, dtype=np.float32)
+                for output in ready.outputs
+            ],
             convert_to="mlprogram",
             compute_precision=precision,
             minimum_deployment_target=coremltools.target.iOS17,
@@ -139,7 +139,7 @@ def _name_relu6(module: Any) -> int:
     return count
 
 
-def _quantize(coremltools: Any, model: Any, job: ConvertJob) -> Any:
+def _quantize(coremltools: Any, model: Any, ready: ReadyModule, scratch: Path) -> Any:
     """W8A8: ranges from the MIL interpreter, operators from coremltools' passes."""
     from coremltools.converters.mil.frontend.milproto import load as milproto
     from coremltools.converters.mil.mil.passes.graph_pass import PassOption
@@ -150,9 +150,8 @@ def _quantize(coremltools: Any, model: Any, job: ConvertJob) -> Any:
     config = quantization.OptimizationConfig(
         global_config=quantization.OpLinearQuantizerConfig(mode="linear", dtype="int8")
     )
-    scratch = Path(job.out_dir) / "calibration.mlpackage"
     model.save(str(scratch))
-    ranges = _activation_ranges(scratch, job)
+    ranges = _activation_ranges(scratch, ready)
     passes = []
     for name in ("insert_prefix", "insert_suffix"):
         graph_pass = PASS_REGISTRY[f"compression::{name}_quantize_dequantize_pair"]
@@ -179,7 +178,7 @@ def _quantize(coremltools: Any, model: Any, job: ConvertJob) -> Any:
         return quantization.linear_quantize_weights(activations, weights)
 
 
-def _activation_ranges(package: Path, job: ConvertJob) -> dict[str, dict[str, float]]:
+def _activation_ranges(package: Path, ready: ReadyModule) -> dict[str, dict[str, float]]:
     """Minimum and maximum of every float value over the calibration images."""
     from edge_runtime.runtimes.mil.interpreter import Interpreter
 
@@ -197,10 +196,10 @@ def _activation_ranges(package: Path, job: ConvertJob) -> dict[str, dict[str, fl
             known["rmin"] = min(known["rmin"], low)
             known["rmax"] = max(known["rmax"], high)
 
-    pixels = calibration_batches(job)
-    for index in range(pixels.shape[0]):
-        report_progress("calibrating", index + 1, pixels.shape[0])
-        interpreter.run({job.inputs[0].name: np.array(pixels[index : index + 1])}, observe)
+    count = ready.calibration_count
+    for index in range(count):
+        report_progress("calibrating", index + 1, count)
+        interpreter.run({ready.inputs[0].name: ready.calibration(index, index + 1)}, observe)
     return ranges
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.contract.errors import ModelLoadError
-from edge_runtime.runtimes.mil.program import import_coremltools, read_program
+from edge_runtime.runtimes.mil.program import read_program
+from edge_runtime.runtimes.mil.schema import import_coremltools
 
 pytestmark = pytest.mark.slow
 
