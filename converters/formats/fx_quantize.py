@@ -5,7 +5,9 @@ What QNNPACK computes wrongly, each measured against the float arithmetic of the
 quantized module:
 
 * clamps of quantized channels-last tensors (-1.4 dB): see ``converters.rewrites.relu6``;
-* PReLU (2.8 dB instead of 35.5): stays in float.
+* PReLU (2.8 dB instead of 35.5): stays in float;
+* arithmetic with a number or a constant tensor: FX takes the range of the other operand
+  for the result, which clips (``150 * tanh(x) + 127.5``: 1 dB), so it stays in float.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import dataclasses
 import warnings
 from typing import Any
 
+from converters.formats.float_region import arithmetic_region
 from converters.formats.inner import inner_module, kept_modules, replace_inner
 from converters.ready import ReadyModule
 from converters.worker import report_progress
@@ -25,6 +28,14 @@ __all__ = ["Quantized", "quantize_dynamic", "quantize_static"]
 _BATCH = 8
 _MIN_DYNAMIC_SHARE = 0.2
 _LEVELS = 255
+_ROOTS = frozenset({"rsqrt", "sqrt", "std", "var", "std_mean", "var_mean"})
+_DIVISIONS = frozenset({"div", "divide", "true_divide", "truediv"})
+_BINARY = frozenset({"add", "mul", "sub", *_DIVISIONS})
+_ARITHMETIC = frozenset(
+    {"adaptive_avg_pool2d", "add", "broadcast_to", "expand", "mean", "mul", "neg", "pow",
+     "reciprocal", "reshape", "square", "squeeze", "sub", "sum", "unsqueeze", "view",
+     *_ROOTS, *_DIVISIONS}
+)  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -57,6 +68,7 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
     example = _inner_example(ready)
     traced, prefix = _traced(inner, example)
     capped = cap_relus(traced, example)
+    statistics = _hide_statistics(traced)  # first: it walks what the other hides
     hidden = _hide_wrong(traced)
     floats = tuple(prefix + name for name in keep)
     while True:  # ends: each round has fewer capped ReLUs
@@ -68,7 +80,11 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
         for path in loose:
             uncap(traced, path)
         capped, hidden = capped - len(loose), hidden + len(loose)
-    names = {"cap_relu6": capped, "wrong_kernels_in_float": hidden}
+    names = {
+        "cap_relu6": capped,
+        "wrong_kernels_in_float": hidden,
+        "statistics_in_float": statistics,
+    }
     reference = convert_to_reference_fx(copy.deepcopy(prepared))
     return Quantized(
         module=replace_inner(ready.module, convert_fx(prepared)),
@@ -217,8 +233,6 @@ def _prepare(traced: Any, example: Any, floats: tuple[str, ...]) -> Any:
 
 def _hide_wrong(traced: Any) -> int:
     """Keep what QNNPACK computes wrongly away from it; returns how many operators."""
-    import torch
-    import torch.nn.functional as F
     from torch import nn
 
     from converters.rewrites.in_float import hide
@@ -229,12 +243,56 @@ def _hide_wrong(traced: Any) -> int:
     def wrong(node: Any) -> bool:
         if node.op == "call_module" and isinstance(modules[node.target], nn.PReLU):
             return True
-        return is_clamp(node, modules) or node.target in (F.prelu, torch.prelu, "prelu")
+        if node.op not in ("call_function", "call_method"):
+            return is_clamp(node, modules)
+        name = _operation(node.target)
+        return is_clamp(node, modules) or name == "prelu" or (name in _BINARY and one_sided(node))
+
+    def one_sided(node: Any) -> bool:
+        """Whether an operand is a number or a constant tensor."""
+        return any(getattr(operand, "op", "get_attr") == "get_attr" for operand in node.args[:2])
 
     nodes = [node for node in traced.graph.nodes if wrong(node)]
     for node in nodes:
         hide(traced, node)
     return len(nodes)
+
+
+def _hide_statistics(traced: Any) -> int:
+    """Keep normalization by computed statistics in float; returns how many operators.
+
+    See ``converters.formats.float_region``.
+    """
+    from converters.rewrites.in_float import hide
+
+    calls = {
+        node: _operation(node.target)
+        for node in traced.graph.nodes
+        if node.op in ("call_function", "call_method")
+    }
+    seeds = [
+        node
+        for node, name in calls.items()
+        if name in _ROOTS
+        or (name in _DIVISIONS and getattr(node.args[1], "op", "get_attr") != "get_attr")
+    ]
+    region = arithmetic_region(
+        seeds,
+        {node: node.all_input_nodes for node in calls},
+        {node: list(node.users) for node in calls},
+        {node for node, name in calls.items() if name in _ARITHMETIC},
+    )
+    for node in [node for node in calls if node in region]:  # in the order of the graph
+        hide(traced, node)
+    return len(region)
+
+
+def _operation(target: Any) -> str:
+    """``add`` for ``operator.add``, ``torch.add``, ``aten.add.Tensor`` and the method."""
+    if isinstance(target, str):
+        return target.rstrip("_")
+    packet = getattr(target, "overloadpacket", target)
+    return str(getattr(packet, "__name__", "")).rstrip("_")
 
 
 def _calibrate(module: Any, ready: ReadyModule) -> None:

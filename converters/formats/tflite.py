@@ -1,33 +1,34 @@
-"""TensorFlow Lite (``.tflite``) through litert-torch, quantized by ai-edge-quantizer.
-
-The quantizer's own ``calibrate`` keeps a moving average of the ranges and so clips real
-activations (15 dB instead of 30 dB on a trained net); here the ranges are the true minimum
-and maximum. Inputs and outputs stay float32, the one type that every target takes.
-"""
+"""TensorFlow Lite (``.tflite``) through litert-torch, quantized by ai-edge-quantizer."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters.formats.base import calibration_batches, unsupported
+from converters.formats.engine_check import compare_with_reference
+from converters.formats.inner import fold_inner, kept_modules
+from converters.formats.tflite_export import channels_last, export_float
+from converters.formats.tflite_file import finish
+from converters.formats.tflite_quantize import quantize
 from converters.jobs import Artifact, ConvertJob
-from converters.prepare import prepared_module
+from converters.ready import ReadyModule, ready_module
 from converters.recipes import find_recipe
-from converters.sources import load_source
 from converters.worker import report_progress
 from edge_runtime.contract.errors import ConversionError
-from edge_runtime.contract.tensors import TensorSpec
 from edge_runtime.runtimes.base import Availability, installed_version
 
 __all__ = ["TFLiteBackend"]
 
+_CHECKED = ("int8", "int8-dyn")
+"""XNNPACK has kernels of its own for these."""
+
 
 class TFLiteBackend:
-    """NHWC in, float32 in and out."""
+    """NHWC images; float32, or uint8 pixels, in; float32 out."""
 
     format = "tflite"
     suffix = ".tflite"
@@ -47,25 +48,30 @@ class TFLiteBackend:
         """Write ``model.tflite``."""
         recipe = find_recipe("tflite", job.precision)
         path = Path(job.out_dir) / "model.tflite"
-        rewrites: list[str] = []
-        if job.precision == "fp16":
-            assert job.base is not None  # noqa: S101  # planned so by the recipe
-            path.write_bytes(_to_fp16(Path(job.base)))
-        else:
-            rounded = Path(job.rounded) if job.rounded else None
-            module, rewrites = prepared_module(load_source(job.source), rounded)
-            report_progress("converting to LiteRT")
-            _write_fp32(module, job.inputs[0].shape, path)
-            if job.precision == "int8":
-                path.write_bytes(_to_int8(path, job))
+        ready = ready_module(job)
+        kept = kept_modules(ready.source.module, job.keep)
+        data, rewrites = _float_file(ready, job)
+        if job.precision != "fp32":
+            report_progress("quantizing")
+            quantized = quantize(
+                data, job.precision, _inputs(ready), job.keep, post_processed=bool(job.in_graph)
+            )
+            data, kept = quantized.data, quantized.kept
+            rewrites += quantized.rewrites
+        data = finish(data, ready.inputs[0].name, [s.name for s in ready.outputs], job.metadata)
+        path.write_bytes(data)
+        if job.precision in _CHECKED and ready.calibration_count:
+            _check_engine(path, ready)
         return Artifact(
             path=path.name,
-            inputs=(_nhwc(job.inputs[0]),),
-            outputs=job.outputs,
+            inputs=tuple(channels_last(spec) for spec in ready.inputs),
+            outputs=tuple(channels_last(spec) for spec in ready.outputs),
+            preprocess=ready.preprocess,
             min_os=recipe.min_os,
             min_runtime="LiteRT 1.0",
             accelerators=recipe.accelerators,
             rewrites=tuple(rewrites),
+            kept=kept,
             tools={
                 name: installed_version(name)
                 for name in ("litert-torch", "litert-converter", "ai-edge-quantizer")
@@ -73,88 +79,87 @@ class TFLiteBackend:
         )
 
 
-def _nhwc(spec: TensorSpec) -> TensorSpec:
-    batch, channels, height, width = spec.shape
-    return TensorSpec(
-        name=spec.name, dtype="float32", shape=(batch, height, width, channels), layout="NHWC"
-    )
+def _float_file(ready: ReadyModule, job: ConvertJob) -> tuple[bytes, list[str]]:
+    """The float file to start from, and what was rewritten on the way.
+
+    Batch norms are folded in every precision: quantized, one behind a transposed
+    convolution makes a file that the interpreter rejects.
+    """
+    rewrites = list(ready.rewrites)
+    if "fold_batch_norm" not in rewrites and fold_inner(ready.module, job.inputs[0].shape):
+        rewrites.insert(0, "fold_batch_norm")
+    if job.base is not None and job.rounded is None:
+        return Path(job.base).read_bytes(), rewrites
+    report_progress("converting to LiteRT")
+    return export_float(ready), rewrites
 
 
-def _write_fp32(module: Any, shape: tuple[int, ...], path: Path) -> None:
-    import litert_torch
+def _inputs(ready: ReadyModule) -> Iterator[Any]:
+    """Calibration inputs as the file takes them."""
+    count = ready.calibration_count
+    for index in range(count):
+        report_progress("calibrating", index + 1, count)
+        yield _input(ready, index)
+
+
+def _input(ready: ReadyModule, index: int) -> Any:
+    spec = ready.inputs[0]
+    values = ready.calibration(index, index + 1)
+    if spec.layout == "NCHW":
+        values = values.transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(values, dtype=spec.dtype)
+
+
+def _check_engine(path: Path, ready: ReadyModule) -> None:
+    """XNNPACK against the reference kernels. Raises ``ConversionError``."""
     import torch
-    import torchvision  # noqa: F401  # before anything that loads TensorFlow
+    from ai_edge_litert.interpreter import OpResolverType
 
-    batch, channels, height, width = shape
-    channel_last = litert_torch.to_channel_last_io(module, args=[0]).eval()
-    try:
+    report_progress("running the file against reference kernels")
+
+    def exact(index: int) -> list[Any]:
+        values = torch.from_numpy(ready.calibration(index, index + 1))
         with torch.no_grad():
-            edge = litert_torch.convert(
-                channel_last, (torch.zeros(batch, height, width, channels),)
-            )
-    except Exception as error:  # litert-torch raises many types
-        raise unsupported("tflite", error) from error
-    edge.export(str(path))
+            answer = ready.module(values.to(ready.example.dtype))
+        parts = answer if isinstance(answer, tuple | list) else (answer,)
+        return [
+            (part.permute(0, 2, 3, 1) if spec.layout == "NCHW" else part).numpy()
+            for part, spec in zip(parts, ready.outputs, strict=True)
+        ]
 
-
-def _to_fp16(base: Path) -> bytes:
-    from ai_edge_quantizer import qtyping, quantizer
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-
-    worker = quantizer.Quantizer(str(base))
-    worker.update_quantization_recipe(
-        regex=".*",
-        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-        algorithm_key=AlgorithmName.FLOAT_CASTING,
-        op_config=qtyping.OpQuantizationConfig(
-            weight_tensor_config=qtyping.TensorQuantizationConfig(
-                num_bits=16, dtype=qtyping.TensorDataType.FLOAT
-            ),
-            compute_precision=qtyping.ComputePrecision.FLOAT,
-            explicit_dequantize=True,
-        ),
+    compare_with_reference(
+        "tflite",
+        engine=_runner(path, ready, None),
+        reference=_runner(path, ready, OpResolverType.BUILTIN_REF),
+        exact=exact,
+        count=ready.calibration_count,
     )
-    return _quantized_bytes(worker.quantize(enable_progress_report=False))
 
 
-def _to_int8(base: Path, job: ConvertJob) -> bytes:
-    from ai_edge_quantizer import qtyping, quantizer, recipe
-    from ai_edge_quantizer.algorithm_manager import AlgorithmName
-    from ai_edge_quantizer.calibrator import Calibrator
-    from ai_edge_quantizer.utils import qsv_utils
-
-    worker = quantizer.Quantizer(str(base))
-    worker.load_quantization_recipe(recipe.static_wi8_ai8())
-    for operation in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-        worker.update_quantization_recipe(
-            regex=".*", operation_name=operation, algorithm_key=AlgorithmName.NO_QUANTIZE
-        )
-    ranges = Calibrator(str(base), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
-    pixels = calibration_batches(job)
-    name, signature = _signature(base)
-
-    def images() -> Any:
-        for index in range(pixels.shape[0]):
-            report_progress("calibrating", index + 1, pixels.shape[0])
-            nhwc = np.ascontiguousarray(pixels[index].transpose(1, 2, 0))[None]
-            yield {signature: nhwc}
-
-    # Calibrator wants the recipe manager, which Quantizer keeps to itself.
-    ranges.calibrate({name: list(images())}, worker._recipe_manager)
-    return _quantized_bytes(worker.quantize(ranges.get_model_qsvs(), enable_progress_report=False))
-
-
-def _signature(path: Path) -> tuple[str, str]:
-    """Name of the file's only signature, and of its only input."""
+def _runner(path: Path, ready: ReadyModule, resolver: Any) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
-    signatures = Interpreter(model_path=str(path)).get_signature_list()
-    name, signature = next(iter(signatures.items()))
-    return name, signature["inputs"][0]
+    options = {} if resolver is None else {"experimental_op_resolver_type": resolver}
+    try:
+        interpreter = Interpreter(model_path=str(path), num_threads=1, **options)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ConversionError(
+            f"tflite: LiteRT rejects the file it was asked to write: {error}. "
+            "Leave this precision out of --precision"
+        ) from None
+    source = interpreter.get_input_details()[0]["index"]
+    targets = [detail["index"] for detail in interpreter.get_output_details()]
 
+    def run(index: int) -> list[Any]:
+        interpreter.set_tensor(source, _input(ready, index))
+        try:
+            interpreter.invoke()
+        except RuntimeError as error:
+            raise ConversionError(
+                f"tflite: LiteRT cannot run the file it was asked to write: {error}. "
+                "Leave the layer out with --keep, or this precision out of --precision"
+            ) from None
+        return [interpreter.get_tensor(target) for target in targets]
 
-def _quantized_bytes(result: Any) -> bytes:
-    data = result.quantized_model
-    if not data:
-        raise ConversionError("ai-edge-quantizer gave no model: report this model")
-    return bytes(data)
+    return run

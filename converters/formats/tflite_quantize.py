@@ -1,0 +1,229 @@
+"""Quantize a float ``.tflite`` with ai-edge-quantizer: recipes as data.
+
+The quantizer's own ``calibrate`` keeps a moving average of the ranges and so clips real
+activations (15 dB instead of 30 dB on a trained net); here the ranges are the true minimum
+and maximum. Inputs and outputs keep their type, float32 or 8-bit pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from converters.formats.float_region import arithmetic_region
+from converters.formats.tflite_export import AROUND, NET
+from converters.formats.tflite_file import operator_names, read_model
+from edge_runtime.contract.errors import ConversionError
+from edge_runtime.contract.manifest import Precision
+
+__all__ = ["QuantizedFile", "kept_operators", "quantize", "statistics"]
+
+_STATIC = ("int8", "a16w8")
+_ROOTS = ("RSQRT", "SQRT")
+_ARITHMETIC = (
+    "ADD", "BROADCAST_TO", "DIV", "MEAN", "MUL", "POW", "RESHAPE", "RSQRT", "SQRT", "SQUARE",
+    "SQUARED_DIFFERENCE", "SUB", "SUM",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizedFile:
+    """What the quantizer made of a float file."""
+
+    data: bytes
+    kept: tuple[str, ...]
+    """Of the modules asked for, those that have operators and stayed in float."""
+    rewrites: tuple[str, ...]
+
+
+def quantize(
+    data: bytes,
+    precision: Precision,
+    inputs: Iterable[Any],
+    keep: tuple[str, ...],
+    *,
+    post_processed: bool,
+) -> QuantizedFile:
+    """Quantize a float file of ``export_float``.
+
+    ``inputs``: calibration inputs as the file takes them; used for int8 and a16w8.
+    ``keep``: names of modules to leave in float. ``post_processed``: NMS or argmax follow
+    the net. Raises ``ConversionError`` when the quantizer gives up.
+    """
+    from ai_edge_quantizer import quantizer
+
+    worker = quantizer.Quantizer(bytearray(data))
+    worker.load_quantization_recipe(_recipe(precision))
+    scopes, kept = kept_operators(data, keep, post_processed=post_processed)
+    rewrites: tuple[str, ...] = ()
+    if precision in _STATIC:
+        computed = statistics(data)
+        scopes += computed
+        rewrites = ("statistics_in_float",) if computed else ()
+    _leave_in_float(worker, scopes)
+    ranges = _ranges(data, worker, inputs) if precision in _STATIC else None
+    result = worker.quantize(ranges, enable_progress_report=False).quantized_model
+    if not result:
+        raise ConversionError("ai-edge-quantizer gave no model: report this model")
+    return QuantizedFile(data=bytes(result), kept=kept, rewrites=rewrites)
+
+
+def _recipe(precision: Precision) -> Any:
+    from ai_edge_quantizer import qtyping, recipe
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.recipe_manager import RecipeManager
+
+    if precision == "int8":
+        return recipe.static_wi8_ai8()
+    if precision == "a16w8":
+        return recipe.static_wi8_ai16()
+    if precision == "int8-dyn":
+        return recipe.dynamic_wi8_afp32()
+    if precision == "int8w":
+        return recipe.weight_only_wi8_afp32()
+    rules = RecipeManager()
+    if precision == "int4w":
+        # LiteRT has no 4-bit depthwise or transposed convolution: those get 8 bits.
+        rules.load_quantization_recipe(recipe.weight_only_wi8_afp32())
+        for name in (
+            qtyping.TFLOperationName.CONV_2D,
+            qtyping.TFLOperationName.FULLY_CONNECTED,
+        ):
+            rules.add_weight_only_config(regex=".*", operation_name=name, num_bits=4)
+        return rules.get_quantization_recipe()
+    assert precision == "fp16", precision  # noqa: S101  # planned so by the recipe
+    rules.add_quantization_config(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        algorithm_key=AlgorithmName.FLOAT_CASTING,
+        op_config=qtyping.OpQuantizationConfig(
+            weight_tensor_config=qtyping.TensorQuantizationConfig(
+                num_bits=16, dtype=qtyping.TensorDataType.FLOAT
+            ),
+            compute_precision=qtyping.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        ),
+    )
+    return rules.get_quantization_recipe()
+
+
+def _leave_in_float(worker: Any, scopes: Iterable[str]) -> None:
+    from ai_edge_quantizer import qtyping
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+
+    names = qtyping.TFLOperationName
+    for operation in (names.INPUT, names.OUTPUT):
+        worker.update_quantization_recipe(
+            regex=".*", operation_name=operation, algorithm_key=AlgorithmName.NO_QUANTIZE
+        )
+    for scope in scopes:
+        worker.update_quantization_recipe(
+            regex=f"^{re.escape(scope)}$",
+            operation_name=names.ALL_SUPPORTED,
+            algorithm_key=AlgorithmName.NO_QUANTIZE,
+        )
+
+
+def statistics(data: bytes) -> list[str]:
+    """Scopes of the operators that normalize by computed statistics.
+
+    See ``converters.formats.float_region``.
+    """
+    model = read_model(data)
+    scopes: list[str] = []
+    for graph in model.subgraphs:
+        names = operator_names(model, graph)
+        makers = {
+            index: number
+            for number, operator in enumerate(graph.operators)
+            for index in operator.outputs
+        }
+        before: dict[int, set[int]] = {number: set() for number in range(len(names))}
+        after: dict[int, set[int]] = {number: set() for number in range(len(names))}
+        for number, operator in enumerate(graph.operators):
+            for index in () if operator.inputs is None else operator.inputs:
+                if index in makers:
+                    before[number].add(makers[index])
+                    after[makers[index]].add(number)
+        seeds = [
+            number
+            for number, name in enumerate(names)
+            if name in _ROOTS or (name == "DIV" and graph.operators[number].inputs[1] in makers)
+        ]
+        walkable = {number for number, name in enumerate(names) if name in _ARITHMETIC}
+        for number in sorted(arithmetic_region(seeds, before, after, walkable)):
+            scopes.append(_scope(graph, graph.operators[number]))
+    return scopes
+
+
+def _scope(graph: Any, operator: Any) -> str:
+    """What the quantizer matches: the names of the outputs, each with a semicolon."""
+    return "".join(f"{(graph.tensors[index].name or b'').decode()};" for index in operator.outputs)
+
+
+def kept_operators(
+    data: bytes, keep: tuple[str, ...], *, post_processed: bool
+) -> tuple[list[str], tuple[str, ...]]:
+    """Scopes of the operators to leave in float, and which of ``keep`` have any.
+
+    A scope is the names of an operator's outputs, each followed by a semicolon: what the
+    quantizer matches. An operator belongs to the modules in the names of its outputs and
+    of its constants; to what lies around the net when none of them is the net's.
+    """
+    model = read_model(data)
+    scopes: list[str] = []
+    met: set[str] = set()
+    for graph in model.subgraphs:
+        names = [(tensor.name or b"").decode() for tensor in graph.tensors]
+        for operator in graph.operators:
+            constants = [
+                index
+                for index in (() if operator.inputs is None else operator.inputs)
+                if index >= 0 and _is_constant(model, graph.tensors[index])
+            ]
+            own = [names[index] for index in (*operator.outputs, *constants)]
+            paths = _paths(own)
+            hit = {name for name in keep if any(_within(path, name) for path in paths)}
+            met |= hit
+            if hit or _is_around(own, paths, post_processed=post_processed):
+                scopes.append(_scope(graph, operator))
+    return scopes, tuple(name for name in keep if name in met)
+
+
+def _is_constant(model: Any, tensor: Any) -> bool:
+    content = model.buffers[tensor.buffer].data
+    return content is not None and len(content) > 0
+
+
+def _paths(names: Iterable[str]) -> set[str]:
+    """Module paths of the net in tensor names as ``tflite_export`` gives them."""
+    return {
+        part.removeprefix(NET) for name in names for part in name.split(";") if part.startswith(NET)
+    }
+
+
+def _within(path: str, name: str) -> bool:
+    return path == name or path.startswith(f"{name}.")
+
+
+def _is_around(names: Iterable[str], paths: set[str], *, post_processed: bool) -> bool:
+    if paths:
+        return False
+    # The last operator's output is named after the signature, not after a module.
+    return post_processed or any(AROUND in name for name in names)
+
+
+def _ranges(data: bytes, worker: Any, inputs: Iterable[Any]) -> Any:
+    """True minimum and maximum of every tensor over the calibration inputs."""
+    from ai_edge_quantizer.calibrator import Calibrator
+    from ai_edge_quantizer.utils import qsv_utils
+
+    (signature,) = read_model(data).signatureDefs
+    name = signature.inputs[0].name.decode()
+    ranges = Calibrator(data, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
+    dataset = [{name: one} for one in inputs]
+    # Calibrator wants the recipe manager, which Quantizer keeps to itself.
+    ranges.calibrate({signature.signatureKey.decode(): dataset}, worker._recipe_manager)
+    return ranges.get_model_qsvs()
