@@ -27,8 +27,10 @@ from converters.options import (
 )
 from converters.progress import JobProgress
 from converters.recipes import FORMATS, OFFERED, RECIPES, REFUSED
+from converters.report.html import write_html
 from converters.report.junit import write_junit
 from converters.report.layers_table import print_layers
+from converters.report.records import Sample
 from converters.report.table import describe_preprocess, print_manifest, print_report
 from converters.verify.gates import read_gates
 from converters.verify.verify import Options, verify_bundle
@@ -82,6 +84,10 @@ _source_options = source_options
 )  # fmt: skip
 @click.option("--nms", is_flag=True, help="Detection: decode and exact NMS inside the file.")
 @click.option("--argmax", is_flag=True, help="Segmentation: classes, not scores, come out.")
+@click.option(
+    "--keep-going", is_flag=True,
+    help="Leave out variants that cannot be written, name them, and exit with 1.",
+)  # fmt: skip
 @click.option("--min-ios", metavar="N", help="Oldest iOS the app runs on, for example 16.")
 @click.option(
     "--min-android-api", type=click.IntRange(21, 100), metavar="N",
@@ -101,6 +107,7 @@ def convert(
     input_mode: str,
     nms: bool,
     argmax: bool,
+    keep_going: bool,
     min_ios: str | None,
     min_android_api: int | None,
     name: str | None,
@@ -148,11 +155,14 @@ def convert(
                 name=name,
                 version=model_version,
                 force=force,
+                keep_going=keep_going,
                 jobs=jobs,
                 listener=progress.update,
             )
         )
     print_report(outcome.report, console, outcome.seconds)
+    for name_left, found in outcome.left_out.items():
+        console.print(f"[red]{name_left}[/red] was not written: {found.detail}", highlight=False)
     if not outcome.labels_given and outcome.manifest.labels is not None:
         console.print("no --labels given: classes are named by their number")
     if outcome.manifest.preprocess is not None:
@@ -160,7 +170,7 @@ def convert(
     peak = max(outcome.peak_rss_bytes.values()) / 2**30
     console.print(f"wrote {output} (largest child process: {peak:.1f} GB)", highlight=False)
     write_json(json_path, outcome)
-    sys.exit(outcome.report.exit_code)
+    sys.exit(outcome.report.exit_code or (1 if outcome.left_out else 0))
 
 
 def _file_options(
@@ -216,6 +226,10 @@ def _file_options(
     "--junit", "junit_path", type=click.Path(path_type=Path), metavar="F",
     help="Write JUnit XML for CI.",
 )  # fmt: skip
+@click.option(
+    "--html", "html_path", type=click.Path(path_type=Path), metavar="F",
+    help="Write one self-contained page: charts, layers, sample images with both answers.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress.")
 @JOBS
 @JSON
@@ -229,6 +243,7 @@ def verify(
     gates: Path | None,
     bisect: bool,
     junit_path: Path | None,
+    html_path: Path | None,
     quiet: bool,
     jobs: int,
     json_path: Path | None,
@@ -246,15 +261,18 @@ def verify(
     if reference is not None:
         source = _reference_source(opened, reference, weights)
     data = _evaluation_data(opened, eval_dir, labels, split)
+    bounds = read_gates(gates, task_name(opened.manifest.task))
+    samples: list[Sample] = []
     with JobProgress(quiet=quiet) as progress:
         report = verify_bundle(
             opened,
             data,
             Options(
-                gates=read_gates(gates, task_name(opened.manifest.task)),
+                gates=bounds,
                 reference=source,
                 jobs=jobs,
-                layers=bisect,
+                layers=bisect or html_path is not None,
+                samples=samples if html_path is not None else None,
                 listener=progress.update,
             ),
         )
@@ -265,6 +283,9 @@ def verify(
     write_json(json_path, report)
     if junit_path is not None:
         write_junit(report, junit_path)
+    if html_path is not None:
+        write_html(report, html_path, bundle=opened, samples=samples, gates=bounds)
+        console.print(f"wrote {html_path}", highlight=False)
     sys.exit(report.exit_code)
 
 

@@ -35,11 +35,13 @@ from converters.jobs import (
 from converters.recipes import RECIPES, REFUSED, Recipe
 from converters.supervisor import JobError, Listener, Supervisor
 from converters.tasks import ANCHORS_FILE
+from converters.verify.figures import Finding
 from converters.verify.gates import default_gates
 from converters.verify.verify import Options, Report, VariantReport, measure_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import (
     CalibrationError,
+    ConversionError,
     NearfarError,
     PrecisionRefused,
 )
@@ -104,6 +106,8 @@ class Conversion:
     name: str | None = None
     version: str = "1.0.0"
     force: bool = False
+    keep_going: bool = False
+    """A variant that cannot be written is left out and named, instead of ending it all."""
     jobs: int = 1
     listener: Listener | None = None
 
@@ -117,6 +121,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
     peak_rss_bytes: dict[str, int]
     labels_given: bool
+    left_out: dict[str, Finding] = {}
+    """Variants that could not be written, by id: the error's code, and why."""
 
 
 def plan(
@@ -201,6 +207,7 @@ class _Run:
         self.supervisor = Supervisor(work, jobs=request.jobs, listener=request.listener)
         self.seconds: dict[str, float] = {}
         self.peak: dict[str, int] = {}
+        self.left_out: dict[str, Finding] = {}
 
     def run(self) -> Outcome:
         request = self.request
@@ -218,6 +225,9 @@ class _Run:
                 ),
             )
         artifacts = self._convert_all(prepared)
+        if not artifacts:
+            target, found = next(iter(self.left_out.items()))
+            raise ConversionError(f"no variant could be written. {target}: {found.detail}")
         (self.root / "reference" / "calibration.npy").unlink(missing_ok=True)
         manifest = self._write(prepared, golden, record, artifacts)
         report = self._measure()
@@ -231,6 +241,7 @@ class _Run:
             seconds=self.seconds,
             peak_rss_bytes=self.peak,
             labels_given=prepared.labels_given,
+            left_out=self.left_out,
         )
 
     def _note(self, name: str, result: JobResult) -> None:
@@ -290,11 +301,18 @@ class _Run:
                 base = RECIPES[(format_name, "fp32")]
                 targets.append(Target(format=format_name, precision="fp32", recipe=base))
         for wave in (False, True):
-            chosen = [t for t in targets if t.recipe.from_fp32 is wave]
+            chosen = [
+                t
+                for t in targets
+                if t.recipe.from_fp32 is wave and (not wave or f"{t.format}-fp32" in made)
+            ]
             jobs: list[tuple[str, Job]] = [(t.id, self._job(t, prepared, made)) for t in chosen]
             for target, result in zip(chosen, self.supervisor.run_all(jobs), strict=True):
                 if isinstance(result, JobError):
-                    raise _failure(target.id, result)
+                    if not self.request.keep_going:
+                        raise _failure(target.id, result)
+                    self._leave_out(target, result)
+                    continue
                 self._note(target.id, result)
                 assert isinstance(result.answer, Artifact)  # noqa: S101
                 made[target.id] = (self.work / target.id / result.answer.path, result.answer)
@@ -306,7 +324,16 @@ class _Run:
                 made[target.id][1],
             )
             for target in self.request.targets
+            if target.id in made
         ]
+
+    def _leave_out(self, target: Target, error: JobError) -> None:
+        self.left_out[target.id] = Finding(name=error.cause.code, detail=error.cause.detail)
+        if target.precision != "fp32":
+            return
+        for other in self.request.targets:  # nothing to start from
+            if other.format == target.format and other.recipe.from_fp32:
+                self.left_out[other.id] = self.left_out[target.id]
 
     def _job(
         self, target: Target, prepared: Prepared, made: dict[str, tuple[Path, Artifact]]

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from converters.report.records import LayerRow
+from converters.report.records import LayerRow, Picture, RenderedAnswer
 from converters.verify.figures import Closeness, Finding
 from edge_runtime.contract.manifest import (
     Accelerator,
@@ -40,6 +40,8 @@ __all__ = [
     "Rounded",
     "RunJob",
     "RunResult",
+    "SamplesJob",
+    "SamplesResult",
     "SourceRequest",
     "VariantRun",
 ]
@@ -224,6 +226,8 @@ class RunResult(_Message, tag="ran", kw_only=True):
     """What else is wrong with a file, whatever its figures."""
     probe_db: dict[str, list[float]] = {}
     """Mean SQNR on the first ``probe_images`` under each of the probes."""
+    per_input: dict[str, list[float]] = {}
+    """SQNR of each input in dB."""
     top1: dict[str, list[int]] = {}
     """Classification: the first class of each image."""
     quantized_share: dict[str, float] = {}
@@ -260,8 +264,33 @@ class LayersResult(_Message, tag="compared", kw_only=True):
     errors: dict[str, str] = {}
 
 
-Job = PrepareJob | RoundJob | ConvertJob | RunJob | LayersJob
-Answer = Prepared | Rounded | Artifact | RunResult | LayersResult
+class SamplesJob(_Message, tag="samples", kw_only=True):
+    """Render the answers of one format's files for a few inputs."""
+
+    task: Task
+    labels: list[str] = []
+    rows: list[int]
+    """Which of the verified inputs."""
+    images: list[str] = []
+    """Those inputs; a generator's are seeds."""
+    latents: int = 0
+    out_dir: str
+    """Where the reference's answers lie."""
+    preprocess: Preprocess | None
+    variants: list[VariantRun]
+    anchors: str | None = None
+
+
+class SamplesResult(_Message, tag="rendered", kw_only=True):
+    """One entry for each of the job's rows."""
+
+    inputs: list[Picture | None] = []
+    references: list[RenderedAnswer] = []
+    answers: dict[str, list[RenderedAnswer]] = {}
+
+
+Job = PrepareJob | RoundJob | ConvertJob | RunJob | LayersJob | SamplesJob
+Answer = Prepared | Rounded | Artifact | RunResult | LayersResult | SamplesResult
 
 
 class JobResult(_Message, kw_only=True):

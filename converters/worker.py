@@ -27,6 +27,7 @@ from converters.jobs import (
     PrepareJob,
     RoundJob,
     RunJob,
+    SamplesJob,
 )
 from edge_runtime.contract.errors import ConversionError, NearfarError
 
@@ -62,6 +63,10 @@ def _run(job: Job) -> Answer:
         from converters.verify.layers import compare_layers
 
         return compare_layers(job)
+    if isinstance(job, SamplesJob):
+        from converters.verify.samples import render_samples
+
+        return render_samples(job)
     assert isinstance(job, RunJob)  # noqa: S101
     from converters.verify.run_files import run_files
 

@@ -80,6 +80,10 @@ class Comparison:
             self._same_form = False
         self._meter.add(reference, answer)
 
+    def per_input(self) -> list[float]:
+        """SQNR of each input in dB; empty for answers in another form."""
+        return list(self._ratios) if self._same_form else []
+
     def result(self) -> Closeness:
         """The figures so far."""
         if not self._finite:

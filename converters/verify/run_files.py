@@ -41,7 +41,15 @@ from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.contract.tensors import TensorSpec, canonical, pack_image
 from edge_runtime.runtimes.base import LoadedModel, find_runtime
 
-__all__ = ["EVALUATION_SEED", "load_reference", "read_anchors", "run_files"]
+__all__ = [
+    "EVALUATION_SEED",
+    "Inputs",
+    "canonical_outputs",
+    "load_reference",
+    "read_anchors",
+    "run_files",
+    "saved_answers",
+]
 
 EVALUATION_SEED = 1_000_000
 """Latents that judge a generator; far from those that calibrated it."""
@@ -77,13 +85,17 @@ class _Images:
             raise type(error)(f"image {path}: {error.detail}") from None
 
 
-class _Inputs:
+class Inputs:
     """What models of one task are fed with: images, or latents by seed."""
 
     def __init__(self, images: list[str], latents: int) -> None:
         self._images = _Images(images)
         self._latents = latents
         self.count = len(images) or latents
+
+    def pixels(self, record: Preprocess) -> list[NDArray[np.uint8]]:
+        """Each image as uint8 ``[H, W, C]``, before the normalization."""
+        return self._images.pixels(record)
 
     def fed(self, record: Preprocess | None, spec: TensorSpec) -> Iterator[NDArray[Any]]:
         """Each input as ``spec`` wants it, batch 1."""
@@ -121,7 +133,7 @@ def run_files(job: RunJob) -> RunResult:
     import torch
 
     torch.set_num_threads(1)  # the lite interpreter is 40 times slower on two
-    inputs = _Inputs(job.images, job.latents)
+    inputs = Inputs(job.images, job.latents)
     result = RunResult(errors={}, peak_ram_bytes={}, milliseconds={})
     if job.reference is not None or job.reference_source is not None:
         _run_reference(job, inputs, result)
@@ -140,7 +152,7 @@ def run_files(job: RunJob) -> RunResult:
 # The reference ---------------------------------------------------------------------------
 
 
-def _run_reference(job: RunJob, inputs: _Inputs, result: RunResult) -> None:
+def _run_reference(job: RunJob, inputs: Inputs, result: RunResult) -> None:
     import torch
 
     if job.reference is not None:
@@ -184,7 +196,7 @@ def _golden(
     job: RunJob, record: Preprocess | None, spec: TensorSpec
 ) -> Iterator[NDArray[np.float32]]:
     if record is not None:
-        yield from _Inputs(job.golden, 0).fed(record, spec)
+        yield from Inputs(job.golden, 0).fed(record, spec)
         return
     for name in job.golden:
         values = np.frombuffer(Path(name).read_bytes(), dtype="<f4")
@@ -238,7 +250,7 @@ def load_reference(path: Path) -> tuple[Any, ReferenceRecord]:
 # The variants ----------------------------------------------------------------------------
 
 
-def _run_variant(job: RunJob, item: VariantRun, inputs: _Inputs, result: RunResult) -> None:
+def _run_variant(job: RunJob, item: VariantRun, inputs: Inputs, result: RunResult) -> None:
     variant = item.variant
     spec = variant.inputs[0]
     first = next(inputs.fed(variant.preprocess, spec))  # reads all: not the model's memory
@@ -251,11 +263,11 @@ def _run_variant(job: RunJob, item: VariantRun, inputs: _Inputs, result: RunResu
         start = time.perf_counter()
         answers = model.run([batch])
         milliseconds.append((time.perf_counter() - start) * 1e3)
-        return _canonical(model, answers)
+        return canonical_outputs(model, answers)
 
     run(first)
     result.peak_ram_bytes[variant.id] = max(0, _resident_bytes() - before)
-    reference = _saved(Path(job.out_dir))
+    reference = saved_answers(Path(job.out_dir))
     comparison = Comparison(job.task, read_anchors(job.anchors))
     top1: list[int] = []
     sample: list[Outputs] = []
@@ -269,6 +281,7 @@ def _run_variant(job: RunJob, item: VariantRun, inputs: _Inputs, result: RunResu
         report_progress(f"running {variant.id}", number + 1, inputs.count)
     figures = comparison.result()
     result.figures[variant.id] = figures
+    result.per_input[variant.id] = comparison.per_input()
     result.top1[variant.id] = top1
     if figures.finite and figures.sqnr_db_mean is not None and job.probes:
         result.probe_db[variant.id] = _probe(job, item, inputs, run, reference)
@@ -290,11 +303,13 @@ def _doubtful(figures: Closeness) -> bool:
     )
 
 
-def _canonical(model: LoadedModel, answers: list[NDArray[np.generic]]) -> Outputs:
+def canonical_outputs(model: LoadedModel, answers: list[NDArray[np.generic]]) -> Outputs:
+    """A model's answers in the reference's axis order."""
     return [canonical(answer, spec) for answer, spec in zip(answers, model.outputs, strict=True)]
 
 
-def _saved(folder: Path) -> list[NDArray[np.float32]]:
+def saved_answers(folder: Path) -> list[NDArray[np.float32]]:
+    """The reference's answers, one array an output, ``[inputs, ...]``."""
     files = sorted(folder.glob("reference.*.npy"))
     return [np.load(path, mmap_mode="r") for path in files]
 
@@ -302,7 +317,7 @@ def _saved(folder: Path) -> list[NDArray[np.float32]]:
 def _probe(
     job: RunJob,
     item: VariantRun,
-    inputs: _Inputs,
+    inputs: Inputs,
     run: Run,
     reference: list[NDArray[np.float32]],
 ) -> list[float]:

@@ -19,10 +19,13 @@ from converters.jobs import (
     LayersResult,
     RunJob,
     RunResult,
+    SamplesJob,
+    SamplesResult,
     SourceRequest,
     VariantRun,
 )
-from converters.report.records import LayerRow
+from converters.report.records import LayerRow, Sample
+from converters.report.samples import choose_samples
 from converters.supervisor import JobError, Listener, Supervisor
 from converters.verify.checks import (
     Check,
@@ -68,6 +71,8 @@ class Options:
     """Generation: how many images to compare."""
     layers: bool = False
     """Compare layer by layer too; a variant that fails is always bisected where it can be."""
+    samples: list[Sample] | None = None
+    """Filled, when given, with the worst inputs and everyone's answers, for the HTML page."""
     listener: Listener | None = None
 
 
@@ -194,7 +199,61 @@ class _Verification:
         jobs = self._variant_jobs()
         results = dict(zip([name for name, _ in jobs], supervisor.run_all(jobs), strict=True))
         report = self._judge(answer, results)
+        if self.options.samples is not None:
+            self.options.samples.extend(self._samples(report, results, supervisor))
         return self._compare_layers(report, supervisor)
+
+    def _samples(self, report: Report, results: Results, supervisor: Supervisor) -> list[Sample]:
+        close: dict[str, list[float]] = {}
+        for ran in results.values():
+            if isinstance(ran, JobResult) and isinstance(ran.answer, RunResult):
+                close.update(ran.answer.per_input)
+        failed = [entry.id for entry in report.variants if not entry.passed]
+        rows = choose_samples(close, failed=failed) or [0]
+        if self.latents:
+            rows.sort()
+        jobs: list[tuple[str, Job]] = []
+        for name in sorted({variant.format for variant in self.manifest.variants}):
+            run = self._job()
+            job = SamplesJob(
+                task=run.task,
+                labels=run.labels,
+                rows=rows,
+                images=[self.images[row] for row in rows] if self.images else [],
+                latents=self.latents,
+                out_dir=run.out_dir,
+                preprocess=self.manifest.preprocess,
+                variants=self._runs(name),
+                anchors=run.anchors,
+            )
+            jobs.append((f"{name} samples", job))
+        found = [
+            result.answer
+            for result in supervisor.run_all(jobs)
+            if isinstance(result, JobResult) and isinstance(result.answer, SamplesResult)
+        ]
+        if not found:
+            return []
+        return [
+            Sample(
+                title=Path(self.images[row]).name if self.images else f"seed {row}",
+                input=found[0].inputs[place],
+                reference=found[0].references[place],
+                answers={
+                    name: answers[place]
+                    for result in found
+                    for name, answers in result.answers.items()
+                },
+            )
+            for place, row in enumerate(rows)
+        ]
+
+    def _runs(self, format_name: str) -> list[VariantRun]:
+        return [
+            VariantRun(path=str(self.bundle.path(variant)), variant=variant)
+            for variant in self.manifest.variants
+            if variant.format == format_name
+        ]
 
     def _compare_layers(self, report: Report, supervisor: Supervisor) -> Report:
         """Bisect what failed; with ``options.layers`` look into every file."""
@@ -204,11 +263,7 @@ class _Verification:
         chosen = {entry.id for entry in report.variants if self.options.layers or not entry.passed}
         jobs: list[tuple[str, Job]] = []
         for name in LAYER_FORMATS:
-            runs = [
-                VariantRun(path=str(self.bundle.path(variant)), variant=variant)
-                for variant in self.manifest.variants
-                if variant.format == name and variant.id in chosen
-            ]
+            runs = [run for run in self._runs(name) if run.variant.id in chosen]
             if runs:
                 job = LayersJob(
                     reference=str(self.bundle.root / reference.path),
@@ -228,7 +283,13 @@ class _Verification:
 
     def _job(self) -> RunJob:
         task = self.manifest.task
-        job = RunJob(task=task, images=self.images, latents=self.latents, out_dir=str(self.scratch))
+        job = RunJob(
+            task=task,
+            images=self.images,
+            latents=self.latents,
+            out_dir=str(self.scratch),
+            labels=list(self.bundle.labels),
+        )
         if isinstance(task, DetectionTask):
             job.anchors = str(self.bundle.root / task.anchors.path)
         return job
@@ -251,11 +312,7 @@ class _Verification:
         jobs: list[tuple[str, Job]] = []
         for name in sorted({variant.format for variant in self.manifest.variants}):
             job = self._job()
-            job.variants = [
-                VariantRun(path=str(self.bundle.path(variant)), variant=variant)
-                for variant in self.manifest.variants
-                if variant.format == name
-            ]
+            job.variants = self._runs(name)
             job.probes = [record for _, record in self.probes]
             job.probe_images = min(_PROBE_IMAGES, len(self.images))
             jobs.append((name, job))
