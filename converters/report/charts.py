@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import NamedTuple
 
+from converters.report.markup import text as shown
 from converters.report.records import LayerRow
 
 __all__ = ["Bar", "Point", "bar_chart", "layer_chart", "scatter_chart", "share_bar"]
@@ -38,7 +38,7 @@ class Bar(NamedTuple):
 
     label: str
     value: float
-    shown: str
+    figure: str
     kind: str
 
 
@@ -137,19 +137,19 @@ def _axes(x_axis: Axis, y_axis: Axis, height: float) -> list[str]:
     for value, text in y_axis.ticks.items():
         y = _y(y_axis, value, height)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{escape(text)}</text>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{shown(text)}</text>')
     for value, text in x_axis.ticks.items():
         x = _x(x_axis, value)
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{floor}"/>')
-        parts.append(f'<text x="{x}" y="{floor + 16}" text-anchor="middle">{escape(text)}</text>')
+        parts.append(f'<text x="{x}" y="{floor + 16}" text-anchor="middle">{shown(text)}</text>')
     middle, center = (_LEFT + right) / 2, (floor + _TOP) / 2
     parts.append(
         f'<text class="label" x="{middle}" y="{height - 5}" text-anchor="middle">'
-        f"{escape(x_axis.label)}</text>"
+        f"{shown(x_axis.label)}</text>"
     )
     parts.append(
         f'<text class="label" transform="translate(13 {center}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_axis.label)}</text>'
+        f'text-anchor="middle">{shown(y_axis.label)}</text>'
     )
     return parts
 
@@ -165,7 +165,7 @@ def _y(axis: Axis, value: float, height: float) -> float:
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {round(height, 1)}" role="img" '
-        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'aria-label="{shown(title)}">{"".join(parts)}</svg>'
     )
 
 
@@ -184,14 +184,14 @@ def scatter_chart(
     dots = [(_x(x_axis, point.x), _y(y_axis, point.y, height)) for point in points]
     places = _place_labels(dots, [point.label for point in points], height - _BOTTOM)
     for point, (x, y), place in zip(points, dots, places, strict=True):
-        kind = escape(point.kind) + (" failed" if point.failed else "")
+        kind = shown(point.kind) + (" failed" if point.failed else "")
         parts.append(
             f'<circle class="dot {kind}" cx="{x}" cy="{y}" r="6">'
-            f"<title>{escape(point.tooltip)}</title></circle>"
+            f"<title>{shown(point.tooltip)}</title></circle>"
         )
         if place is not None:
             left, top = round(place[0], 1), round(place[1] + 10.5, 1)
-            parts.append(f'<text class="value" x="{left}" y="{top}">{escape(point.label)}</text>')
+            parts.append(f'<text class="value" x="{left}" y="{top}">{shown(point.label)}</text>')
     return _svg(title, height, parts)
 
 
@@ -206,10 +206,10 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
         width = round(max(1.0, room * bar.value / largest), 1)
         parts.append(
             f'<text class="label" x="{round(left - 8, 1)}" y="{y + 13}" text-anchor="end">'
-            f"{escape(bar.label)}</text>"
-            f'<rect class="fill {escape(bar.kind)}" x="{round(left, 1)}" y="{y + 2}" '
+            f"{shown(bar.label)}</text>"
+            f'<rect class="fill {shown(bar.kind)}" x="{round(left, 1)}" y="{y + 2}" '
             f'width="{width}" height="{row - 7}" rx="2"/>'
-            f'<text x="{round(left + width + 6, 1)}" y="{y + 13}">{escape(bar.shown)}</text>'
+            f'<text x="{round(left + width + 6, 1)}" y="{y + 13}">{shown(bar.figure)}</text>'
         )
     return _svg(title, 8 + row * len(bars), parts)
 
@@ -233,7 +233,7 @@ def layer_chart(title: str, rows: Sequence[LayerRow], worst: Sequence[int]) -> s
     for value, text in y_axis.ticks.items():
         y = place(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{escape(text)}</text>')
+        parts.append(f'<text x="{_LEFT - 7}" y="{y + 4}" text-anchor="end">{shown(text)}</text>')
     zero = place(0.0)
     marked: list[float] = []
     for number, row in enumerate(rows):
@@ -244,7 +244,7 @@ def layer_chart(title: str, rows: Sequence[LayerRow], worst: Sequence[int]) -> s
         parts.append(
             f'<rect class="{kind}" x="{x}" y="{min(top, zero)}" width="{width}" '
             f'height="{round(max(1.0, abs(zero - top)), 1)}">'
-            f"<title>{escape(f'{row.name} ({row.op}): {row.sqnr_db:.1f} dB')}</title></rect>"
+            f"<title>{shown(f'{row.name} ({row.op}): {row.sqnr_db:.1f} dB')}</title></rect>"
         )
         if number in worst and not any(abs(x - other) < 9 for other in marked):
             marked.append(x)
@@ -259,7 +259,7 @@ def layer_chart(title: str, rows: Sequence[LayerRow], worst: Sequence[int]) -> s
     )
     parts.append(
         f'<text class="label" transform="translate(13 {(floor + 22) / 2}) rotate(-90)" '
-        f'text-anchor="middle">{escape(y_axis.label)}</text>'
+        f'text-anchor="middle">{shown(y_axis.label)}</text>'
     )
     return _svg(title, height, parts)
 
@@ -267,7 +267,7 @@ def layer_chart(title: str, rows: Sequence[LayerRow], worst: Sequence[int]) -> s
 def share_bar(share: float, color: str | None = None) -> str:
     """A bar of ``share`` (0 to 1) of the width it is given."""
     width = round(100 * min(1.0, max(0.0, share)), 1)
-    fill = f' fill="{escape(color)}"' if color is not None else ""
+    fill = f' fill="{shown(color)}"' if color is not None else ""
     kind = "" if color is not None else ' class="share"'
     return (
         '<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" aria-hidden="true">'

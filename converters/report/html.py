@@ -8,9 +8,9 @@ run nor load anything.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -64,15 +64,14 @@ def write_html(
     page = render_html(
         report, bundle=bundle, samples=samples, layers=layers, seconds=seconds, gates=gates
     )
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(page.encode("utf-8", "replace"))
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, path)  # noqa: PTH105
+        temporary.write_bytes(page.encode("utf-8", "replace"))
+        temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ConfigError(f"cannot write {path}: {error.strerror}: choose another file") from None
 
 

@@ -48,10 +48,11 @@ def write_junit(report: Report, path: Path) -> None:
         "failures": str(sum(case.outcome == "failure" for case in cases)),
         "errors": str(sum(case.outcome == "error" for case in cases)),
     }
-    name = f"nearfar verify {report.bundle} {report.version}"
+    name = _xml(f"nearfar verify {report.bundle} {report.version}")
     suite = ET.Element("testsuite", {"name": name, **counts})
+    where = _xml(report.bundle)
     for case in cases:
-        element = ET.SubElement(suite, "testcase", classname=report.bundle, name=_xml(case.name))
+        element = ET.SubElement(suite, "testcase", classname=where, name=_xml(case.name))
         if case.outcome != "passed":
             fault = ET.SubElement(
                 element, case.outcome, type=_xml(case.kind), message=_xml(case.message)

@@ -55,7 +55,7 @@ def _bars(
 ) -> list[Bar]:
     found = [(entry, cost(entry)) for entry in report.variants]
     return [
-        Bar(label=entry.id, value=value, shown=show(value), kind=format_class(entry.format))
+        Bar(label=entry.id, value=value, figure=show(value), kind=format_class(entry.format))
         for entry, value in found
         if value is not None
     ]

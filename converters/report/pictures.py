@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from converters.report.records import Picture
 
@@ -28,6 +28,7 @@ MAX_SIDE = 256
 """Longer side of an embedded picture."""
 
 _LOSSLESS_PIXELS = 64 * 64
+_FEW = 0.01
 _MISSING = (230, 30, 50)
 # Okabe and Ito (2008): told apart by color-blind readers too. Red is for what differs.
 _COLORS = (
@@ -153,13 +154,18 @@ def overlay_classes(pixels: Pixels, class_map: Pixels, *, plain: int | None) -> 
 
 
 def tell_apart(pixels: Pixels, differs: NDArray[np.bool_]) -> Picture:
-    """The photo in gray, with the pixels red where ``differs`` ``[h, w]`` is true."""
+    """The photo in gray, with the pixels red where ``differs`` ``[h, w]`` is true.
+
+    Where they are few, each is drawn as 3 x 3, to be seen at all.
+    """
     photo = _shrink(Image.fromarray(pixels), Image.Resampling.LANCZOS)
     gray = np.asarray(photo.convert("L").convert("RGB")).copy()
-    # A single pixel must survive the shrinking: BOX gives its share, any share counts.
+    # Any share of a shrunken pixel counts: BOX gives the mean.
     mask = Image.fromarray(differs.astype(np.uint8) * 255)
-    shrunk = np.asarray(mask.resize(photo.size, Image.Resampling.BOX))
-    gray[shrunk > 0] = _MISSING
+    mask = mask.resize(photo.size, Image.Resampling.BOX).point(lambda value: 255 if value else 0)
+    if float(differs.mean()) < _FEW:
+        mask = mask.filter(ImageFilter.MaxFilter(3))
+    gray[np.asarray(mask) > 0] = _MISSING
     return _encode(Image.fromarray(gray))
 
 

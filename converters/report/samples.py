@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -51,7 +52,11 @@ def choose_samples(
     share ...). Failed variants choose first, then those with the worst input. Numbers of
     variants are only compared with their own: of an int8 file everything is worse.
     """
-    rows = {key: list(values) for key, values in closeness.items() if len(values)}
+    rows = {
+        key: [-math.inf if math.isnan(value) else value for value in values]
+        for key, values in closeness.items()
+        if len(values)
+    }
     turn = sorted(rows, key=lambda key: (key not in failed, min(rows[key]), key))
     queues = [sorted(range(len(rows[key])), key=rows[key].__getitem__) for key in turn]
     chosen: list[int] = []
@@ -241,9 +246,15 @@ def _classes(
                 differs=True,
             )
         other = exact.class_map != class_map
-        share = float(other.mean())
-        differs = bool(other.any())
-        note = f"{share:.2%} of pixels differ" if differs else "same classes"
+        count = int(other.sum())
+        differs = count > 0
+        note = "same classes"
+        if differs:
+            few = count < 0.0001 * other.size
+            share = (
+                _count(count, "pixel", "pixels") if few else f"{count / other.size:.2%} of pixels"
+            )
+            note = f"{share} differ{'s' if count == 1 else ''}"
         difference = tell_apart(photo, other) if differs else None
     return RenderedAnswer(
         ranked=tuple(ranked),
