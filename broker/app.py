@@ -17,7 +17,7 @@ from broker.http.middleware.failures import answer_failures
 from broker.http.middleware.observe import observe
 from broker.http.routes import add_routes
 from broker.models.repository import Repository
-from broker.models.warm_up import warm_up_image
+from broker.models.warm_up import warm_up_body
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
 from broker.telemetry import Telemetry
@@ -47,11 +47,12 @@ async def running_services(
         repository.keys,
         telemetry,
         max_batch=settings.max_batch,
+        largest={servable.key: servable.largest_batch for servable in repository},
         max_queue=settings.max_queue,
     )
     await executor.start()
     try:
-        await scheduler.warm_up(warm_up_image())
+        await scheduler.warm_up({servable.key: warm_up_body(servable) for servable in repository})
         telemetry.watch(scheduler, executor, repository.keys)
         yield Services(
             repository=repository,

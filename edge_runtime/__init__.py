@@ -39,7 +39,8 @@ if TYPE_CHECKING:
         Unauthorized,
         WireError,
     )
-    from edge_runtime.contract.tasks import Prediction
+    from edge_runtime.contract.tasks import Box, Prediction
+    from edge_runtime.contract.tasks.answer import Answer
     from edge_runtime.policies.base import (
         Action,
         Decision,
@@ -75,7 +76,8 @@ _HOME = {
         "Unauthorized",
         "WireError",
     ),
-    "edge_runtime.contract.tasks": ("Prediction",),
+    "edge_runtime.contract.tasks": ("Box", "Prediction"),
+    "edge_runtime.contract.tasks.answer": ("Answer",),
     "edge_runtime.policies.base": (
         "Action",
         "Decision",
@@ -91,7 +93,9 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Action",
+    "Answer",
     "BackendUnavailable",
+    "Box",
     "BrokerFault",
     "Bundle",
     "CircuitOpen",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import MissingFile
 from edge_runtime.contract.files import read_bounded, read_labels, verify_tree
 from edge_runtime.contract.manifest import MANIFEST_NAME, Manifest, Variant, decode_manifest
+from edge_runtime.contract.pipeline import read_anchors
 
 __all__ = ["Bundle"]
 
@@ -15,10 +19,18 @@ __all__ = ["Bundle"]
 class Bundle:
     """A verified bundle on disk. ``Bundle.open`` is the way in."""
 
-    def __init__(self, root: Path, manifest: Manifest, labels: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        labels: tuple[str, ...],
+        anchors: NDArray[np.float32] | None = None,
+    ) -> None:
         self.root = root
         self.manifest = manifest
         self.labels = labels
+        self.anchors = anchors
+        """A detector's, float32 ``[N, 4]``; None for another task."""
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -36,7 +48,7 @@ class Bundle:
         manifest = decode_manifest(read_bounded(root / MANIFEST_NAME, limits.MAX_MANIFEST_BYTES))
         verify_tree(root, manifest.files, manifest_name=MANIFEST_NAME)
         labels = read_labels(root, manifest.labels) if manifest.labels is not None else ()
-        return cls(root, manifest, labels)
+        return cls(root, manifest, labels, read_anchors(root, manifest.task))
 
     def path(self, variant: Variant) -> Path:
         """Where a variant's file or folder lies."""

@@ -1,4 +1,4 @@
-"""``nearfar run``: answer images with a bundle, on the device or through a broker."""
+"""``nearfar run``: answer images or seeds with a bundle, on the device or by a broker."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import click
-import msgspec
 
+from edge_runtime.bundle import Bundle
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, ContractError, NearfarError
 from edge_runtime.contract.files import read_bounded
-from edge_runtime.contract.wire import ModelRef
+from edge_runtime.contract.tasks import ClassificationTask, GenerationTask
+from edge_runtime.contract.wire import MAX_SEED
+from edge_runtime.output import explain as explained
+from edge_runtime.output import to_json, to_text
 from edge_runtime.policies.base import InferenceMode
-from edge_runtime.policies.reasons import sentence
-from edge_runtime.results import Result
 from edge_runtime.runtime import EdgeRuntime
+from edge_runtime.saving import Saver
 
 __all__ = ["run"]
 
@@ -30,14 +32,30 @@ Examples:
   nearfar run digits.bundle photo.jpg --broker https://broker.example \\
       --api-key-file key.txt --mode PREFER_IN_CLOUD --explain
   nearfar run digits.bundle photo.jpg --variant tflite-int8 --top-k 3 --json
+  nearfar run detector.bundle street.jpg --save pictures/
+  nearfar run generator.bundle --seed 7 --save pictures/
 
 \b
-Exit status: 0 every image was answered; 1 some were not; 2 bad input: the bundle, an
-option, or every image.
+Exit status: 0 every image or seed was answered; 1 some were not; 2 bad input: the
+bundle, an option, or every image.
 """
 )
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path())
+@click.argument("images", nargs=-1, metavar="[IMAGE...]", type=click.Path())
+@click.option(
+    "--seed",
+    "seeds",
+    type=click.IntRange(0, MAX_SEED),
+    multiple=True,
+    help="For a bundle that generates: make this seed's image. Repeat it for more.",
+)
+@click.option(
+    "--save",
+    "save_dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write pictures: boxes drawn, masks laid over the photo, images.",
+)
 @click.option("--broker", metavar="URL", help="Broker to offload to; without it all stays here.")
 @click.option(
     "--mode",
@@ -62,7 +80,9 @@ option, or every image.
 @click.option(
     "--cloud-model", metavar="NAME", help="The broker's model; default: the one that fits."
 )
-@click.option("--top-k", type=click.IntRange(1, limits.MAX_TOP_K), help="Show so many classes.")
+@click.option(
+    "--top-k", type=click.IntRange(1, limits.MAX_TOP_K), help="Show so many classes or boxes."
+)
 @click.option(
     "--api-key-file",
     type=click.Path(path_type=Path),
@@ -71,11 +91,13 @@ option, or every image.
 @click.option(
     "--allow-plain-http", is_flag=True, help="Send the key over http:// to another machine."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and image.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and answer.")
 @click.option("--explain", is_flag=True, help="Print why each image was answered where it was.")
 def run(
     bundle: Path,
     images: tuple[str, ...],
+    seeds: tuple[int, ...],
+    save_dir: Path | None,
     broker: str | None,
     mode: str,
     deadline_ms: float,
@@ -87,14 +109,22 @@ def run(
     as_json: bool,
     explain: bool,
 ) -> None:
-    """Answer images with a BUNDLE, on this device or through a broker.
+    """Answer images, or seeds, with a BUNDLE, on this device or through a broker.
 
-    Each IMAGE is a JPEG, PNG or WebP file.
+    Each IMAGE is a JPEG, PNG or WebP file. What is printed depends on the bundle's task:
+    classes, a table of boxes, the share of each class of a mask, the size of an image.
     """
     api_key = None if api_key_file is None else _read_key(api_key_file)
+    opened = Bundle.open(bundle)
+    names = _asked(opened, images, seeds)
+    saver = None
+    if save_dir is not None:
+        if isinstance(opened.manifest.task, ClassificationTask):
+            raise click.UsageError("--save: answers of this bundle are classes, not pictures")
+        saver = Saver(save_dir)
     failures: list[NearfarError] = []
     with EdgeRuntime(
-        bundle,
+        opened,
         broker,
         mode,
         variant,
@@ -109,20 +139,32 @@ def run(
             chosen = runtime.status().variant
             if chosen is not None:
                 click.echo(f"variant {chosen.variant}: {chosen.reason}")
-        for image in images:
+        for name in names:
             try:
-                result = runtime.run(image, top_k=top_k)
+                result = runtime.generate(int(name)) if seeds else runtime.run(name, top_k=top_k)
             except NearfarError as error:
                 failures.append(error)
-                _print_failure(image, error, as_json)
+                _print_failure(name, error, as_json, "seed" if seeds else "image")
                 continue
-            click.echo(_to_json(image, result) if as_json else _to_text(image, result))
+            saved = {} if saver is None else saver.save(name, result)
+            show = to_json if as_json else to_text
+            click.echo(show(name, result, opened.labels, saved))
             if explain and not as_json:
-                click.echo(_explain(result))
-    if len(failures) == len(images) and all(isinstance(e, ContractError) for e in failures):
+                click.echo(explained(result))
+    if len(failures) == len(names) and all(isinstance(e, ContractError) for e in failures):
         raise click.exceptions.Exit(2)
     if failures:
         raise click.exceptions.Exit(1)
+
+
+def _asked(bundle: Bundle, images: tuple[str, ...], seeds: tuple[int, ...]) -> list[str]:
+    """The images' paths, or the seeds; a bundle takes one or the other."""
+    generates = isinstance(bundle.manifest.task, GenerationTask)
+    if generates and (images or not seeds):
+        raise click.UsageError("this bundle generates images: pass --seed, and no IMAGE")
+    if not generates and (seeds or not images):
+        raise click.UsageError("this bundle takes images: pass at least one IMAGE, and no --seed")
+    return [str(seed) for seed in seeds] if generates else list(images)
 
 
 def _read_key(path: Path) -> str:
@@ -135,61 +177,9 @@ def _read_key(path: Path) -> str:
     return key
 
 
-def _model_name(result: Result) -> str:
-    model = result.model
-    return f"{model.name}@{model.version}" if isinstance(model, ModelRef) else model
-
-
-def _to_text(image: str, result: Result) -> str:
-    ranked = ", ".join(f"{p.label} {p.score:.3f}" for p in result.predictions)
-    late = "" if result.deadline_met else "  LATE"
-    return (
-        f"{image}: {ranked}  [{result.inference_source.value} {_model_name(result)}, "
-        f"{result.timings.total_ms:.0f} ms]{late}"
-    )
-
-
-def _to_json(image: str, result: Result) -> str:
-    return json.dumps({"image": image, **msgspec.to_builtins(result)})
-
-
-def _print_failure(image: str, error: NearfarError, as_json: bool) -> None:
+def _print_failure(name: str, error: NearfarError, as_json: bool, kind: str) -> None:
     if as_json:
         failure = {"code": error.code, "detail": error.detail, "retryable": error.retryable}
-        click.echo(json.dumps({"image": image, "failure": failure}))
-    click.echo(f"{image}: error [{error.code}]: {error.detail}", err=True)
-
-
-def _explain(result: Result) -> str:
-    """The decision in a few indented lines."""
-    decision, situation, timings = result.decision, result.situation, result.timings
-    confidence = "not yet known" if situation.confidence is None else f"{situation.confidence:.3f}"
-    inputs = (
-        f"local confidence {confidence}, {situation.time_left_ms:.0f} ms left, "
-        f"{situation.upload_bytes} bytes to upload"
-    )
-    lines = [
-        f"    {decision.action.value} ({decision.reason}): {sentence(decision.reason)}",
-        f"    given: {inputs}",
-    ]
-    if decision.predicted_cloud_ms is not None:
-        lines.append(
-            f"    cloud: {decision.predicted_cloud_ms:.0f} ms predicted "
-            f"(upload {decision.predicted_upload_ms or 0:.0f} ms), in time with probability "
-            f"{decision.p_cloud_in_deadline:.2f}; gain {decision.expected_gain:.4f} "
-            f"against a price of {decision.price:.4f}"
-        )
-    measured = [
-        f"{name} {value:.0f} ms"
-        for name, value in (
-            ("local", timings.local_ms),
-            ("cloud", timings.cloud_ms),
-            ("upload", timings.upload_ms),
-            ("broker's queue", timings.server_queue_ms),
-            ("broker's model", timings.server_inference_ms),
-        )
-        if value is not None
-    ]
-    failed = "" if result.error is None else f"; the other side failed: {result.error}"
-    lines.append(f"    measured: {', '.join(measured)}{failed}")
-    return "\n".join(lines)
+        shown = int(name) if kind == "seed" else name
+        click.echo(json.dumps({kind: shown, "failure": failure}))
+    click.echo(f"{name}: error [{error.code}]: {error.detail}", err=True)

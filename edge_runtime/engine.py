@@ -11,8 +11,10 @@ import msgspec
 from edge_runtime.bundle import Bundle
 from edge_runtime.conditions import Conditions, ConditionsSource
 from edge_runtime.contract.errors import BackendUnavailable, ConfigError, NearfarError
-from edge_runtime.contract.tasks import ClassificationTask
+from edge_runtime.contract.tasks import Task, has_labels
+from edge_runtime.contract.wire import PictureType
 from edge_runtime.local import LocalModel
+from edge_runtime.offload.discovery import Expected
 from edge_runtime.offload.endpoint import check_api_key, check_broker_url
 from edge_runtime.offload.transport import Transport
 from edge_runtime.offload.uplink import Uplink
@@ -23,7 +25,6 @@ from edge_runtime.variants import select_variant
 __all__ = [
     "Engine",
     "choose_policy",
-    "classification_task",
     "close_parts",
     "connect",
     "load_local",
@@ -34,6 +35,7 @@ __all__ = [
 class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """What every request of one runtime shares."""
 
+    task: Task
     policy: Policy
     local: LocalModel | None
     local_error: NearfarError | None
@@ -51,17 +53,6 @@ def choose_policy(policy: str | Policy, *, connected: bool) -> Policy:
     if not chosen.uses_local and not connected:
         raise ConfigError(f"{chosen.name} needs a broker: pass broker=URL")
     return chosen
-
-
-def classification_task(bundle: Bundle) -> ClassificationTask:
-    """The bundle's task. Raises ``ConfigError`` for another one than classification."""
-    task = bundle.manifest.task
-    if not isinstance(task, ClassificationTask):
-        raise ConfigError(
-            f"{bundle.manifest.name} is no classification bundle: this runtime answers "
-            "classification only"
-        )
-    return task
 
 
 def open_transport(
@@ -116,16 +107,21 @@ def connect(
     bundle: Bundle,
     *,
     cloud_model: str | None,
+    image_type: PictureType,
     api_key: str | None,
     conditions: Conditions,
     early: bool,
 ) -> Uplink:
     """Start the network thread; ``early``: open a connection at once unless data is spared."""
-    assert bundle.manifest.labels is not None  # noqa: S101  # a classification bundle has them
+    labels = bundle.manifest.labels if has_labels(bundle.manifest.task) else None
     uplink = Uplink(
         transport,
-        labels=bundle.labels,
-        labels_sha256=bundle.manifest.labels.sha256,
+        expected=Expected(
+            task=bundle.manifest.task,
+            labels=bundle.labels,
+            labels_sha256=None if labels is None else labels.sha256,
+        ),
+        image_type=image_type,
         cloud_model=cloud_model,
         api_key=api_key,
         link_type=conditions.link_type,

@@ -1,4 +1,4 @@
-"""The local model: one thread that alone touches it, and a line of images before it."""
+"""The local model: one thread that alone touches it, and a line of requests before it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
-import numpy as np
 
-from edge_runtime.contract import preprocess
+from edge_runtime.bundle import Bundle
+from edge_runtime.confidence import confidence_of, gives_confidence
 from edge_runtime.contract.errors import InferenceError, NearfarError
 from edge_runtime.contract.manifest import Variant, require_preprocess
-from edge_runtime.contract.tasks import ClassificationTask, Prediction
-from edge_runtime.contract.tasks.classification import postprocess
-from edge_runtime.contract.tensors import pack_image
+from edge_runtime.contract.pipeline import Prepared, finish, prepare_image, prepare_seed
+from edge_runtime.contract.tasks import GenerationTask
+from edge_runtime.contract.tasks.answer import Answer
+from edge_runtime.contract.tensors import canonical
 from edge_runtime.estimators import LocalEstimator
 from edge_runtime.photo import Photo
 from edge_runtime.policies.base import LocalOutlook
 from edge_runtime.results import Measured, VariantStatus
 from edge_runtime.runtimes.base import LoadedModel
+from edge_runtime.seed import Seed
 
 __all__ = ["LocalAnswer", "LocalModel", "LocalPipeline", "Selection"]
 
@@ -28,25 +30,38 @@ __all__ = ["LocalAnswer", "LocalModel", "LocalPipeline", "Selection"]
 class LocalPipeline:
     """Decode, pre-process, run, post-process. Not thread-safe: one caller at a time."""
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        variant: Variant,
-        task: ClassificationTask,
-        labels: tuple[str, ...],
-    ) -> None:
+    def __init__(self, model: LoadedModel, variant: Variant, bundle: Bundle) -> None:
         self.variant = variant
         self._model = model
-        self._task = task
-        self._labels = labels
+        self._task = bundle.manifest.task
+        self._labels = bundle.labels
+        self._anchors = bundle.anchors
+        self.generates = isinstance(self._task, GenerationTask)
+        """Whether it takes a seed and not a photo."""
+        self.scored = gives_confidence(self._task, variant.outputs)
+        """Whether its answers say how sure they are."""
 
-    def answer(self, photo: Photo, top_k: int | None = None) -> tuple[Prediction, ...]:
-        """Ranked classes. Raises ``ImageError``, ``InferenceError`` or ``TensorError``."""
+    def answer(self, asked: Photo | Seed, top_k: int | None = None) -> tuple[Answer, float | None]:
+        """The answer and its confidence, if it has one.
+
+        Raises ``ImageError``, ``InferenceError`` or ``TensorError``.
+        """
         try:
-            record = require_preprocess(self.variant.preprocess)
-            image = preprocess.apply(record, photo.pixels())
-            (output,) = self._model.run([pack_image(image, self._model.inputs[0])])
-            return postprocess(self._task, output.astype(np.float32), self._labels, top_k)
+            prepared = self._prepare(asked)
+            raw = self._model.run([prepared.array])
+            outputs = [
+                canonical(output, spec)
+                for output, spec in zip(raw, self.variant.outputs, strict=True)
+            ]
+            answer = finish(
+                self._task,
+                outputs,
+                prepared,
+                labels=self._labels,
+                anchors=self._anchors,
+                top_k=top_k,
+            )
+            return answer, confidence_of(self._task, outputs, answer)
         except NearfarError:
             raise
         except Exception as error:  # a backend's own exception
@@ -54,6 +69,12 @@ class LocalPipeline:
                 f"{self.variant.id} failed ({type(error).__name__}: {error}): "
                 "choose another variant"
             ) from error
+
+    def _prepare(self, asked: Photo | Seed) -> Prepared:
+        spec = self._model.inputs[0]
+        if isinstance(asked, Seed):
+            return prepare_seed(spec, asked.value)
+        return prepare_image(require_preprocess(self.variant.preprocess), spec, asked.pixels())
 
     def close(self) -> None:
         """Free the model."""
@@ -69,10 +90,11 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     latencies_ms: tuple[float, ...]
 
 
-class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the local model said, and how long it took."""
+class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What the local model said, how sure it is, and how long it took."""
 
-    predictions: tuple[Prediction, ...]
+    answer: Answer
+    confidence: float | None
     wait_ms: float
     run_ms: float
 
@@ -96,8 +118,13 @@ class LocalModel:
         """The variant that runs."""
         return self._selection.pipeline.variant
 
+    @property
+    def scored(self) -> bool:
+        """Whether its answers say how sure they are."""
+        return self._selection.pipeline.scored
+
     def outlook(self) -> LocalOutlook:
-        """Latency quantiles, and the wait of one more image."""
+        """Latency quantiles, and the wait of one more request."""
         p50_ms = self._estimator.quantile_ms(0.5)
         return LocalOutlook(
             p50_ms=p50_ms,
@@ -120,8 +147,8 @@ class LocalModel:
             pending=self._pending,
         )
 
-    def submit(self, photo: Photo, top_k: int | None) -> Future[LocalAnswer]:
-        """Put one image in line. The future can be cancelled until its turn comes.
+    def submit(self, asked: Photo | Seed, top_k: int | None) -> Future[LocalAnswer]:
+        """Put one image or seed in line. The future can be cancelled until its turn comes.
 
         It raises ``ImageError``, or what the runtime raises.
         """
@@ -129,7 +156,7 @@ class LocalModel:
         with self._lock:
             self._pending += 1
         try:
-            future = self._thread.submit(self._run, photo, top_k, submitted)
+            future = self._thread.submit(self._run, asked, top_k, submitted)
         except RuntimeError:  # shut down meanwhile
             with self._lock:
                 self._pending -= 1
@@ -141,13 +168,16 @@ class LocalModel:
         with self._lock:
             self._pending -= 1
 
-    def _run(self, photo: Photo, top_k: int | None, submitted: float) -> LocalAnswer:
+    def _run(self, asked: Photo | Seed, top_k: int | None, submitted: float) -> LocalAnswer:
         started = time.monotonic()
-        predictions = self._selection.pipeline.answer(photo, top_k)
+        answer, confidence = self._selection.pipeline.answer(asked, top_k)
         run_ms = (time.monotonic() - started) * 1e3
         self._estimator = self._estimator.observe(run_ms)
         return LocalAnswer(
-            predictions=predictions, wait_ms=(started - submitted) * 1e3, run_ms=run_ms
+            answer=answer,
+            confidence=confidence,
+            wait_ms=(started - submitted) * 1e3,
+            run_ms=run_ms,
         )
 
     def close(self) -> None:

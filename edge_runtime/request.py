@@ -1,4 +1,4 @@
-"""One image on its way to an answer: a small state machine.
+"""One image or seed on its way to an answer: a small state machine.
 
 Three kinds of events move it, each from a thread of its own: the local model is done (its
 thread), the cloud is done (the network thread), an alarm is due (the caller, who waits).
@@ -22,7 +22,8 @@ from edge_runtime.contract.errors import (
     NearfarError,
     NetworkUnreachable,
 )
-from edge_runtime.contract.tasks import Prediction
+from edge_runtime.contract.tasks import Box, Prediction, task_name
+from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import ModelRef
 from edge_runtime.engine import Engine
 from edge_runtime.local import LocalAnswer
@@ -30,38 +31,39 @@ from edge_runtime.offload.uplink import CloudAnswer
 from edge_runtime.photo import Photo
 from edge_runtime.policies.base import Action, Decision, Situation
 from edge_runtime.results import InferenceSource, Result, Timings
+from edge_runtime.seed import Seed
 
 __all__ = ["Request"]
 
 
 class Request:
-    """Answers one image.
+    """Answers one image or seed.
 
     Args:
         engine: shared parts.
-        photo: the image.
+        asked: the image or seed.
         started_s: when the caller asked, on ``time.monotonic``.
         deadline_ms: from ``started_s`` on.
         guard_ms: how long before the deadline a held answer leaves.
-        top_k: at most so many predictions.
+        top_k: at most so many predictions or boxes; None: all.
         private: nothing is uploaded.
     """
 
     def __init__(
         self,
         engine: Engine,
-        photo: Photo,
+        asked: Photo | Seed,
         *,
         started_s: float,
         deadline_ms: float,
         guard_ms: float,
-        top_k: int,
+        top_k: int | None,
         private: bool,
     ) -> None:
         self.done: Future[Result] = Future()
         self.done.set_running_or_notify_cancel()  # only this object ends it
         self._engine = engine
-        self._photo = photo
+        self._asked = asked
         self._started_s = started_s
         self._deadline_ms = deadline_ms
         self._deadline_s = started_s + deadline_ms / 1e3
@@ -144,13 +146,14 @@ class Request:
             link, cloud = engine.uplink.outlook(conditions.link_type)
         answer_by_s = self._answer_by_s or self._deadline_s
         situation = Situation(
-            upload_bytes=self._photo.upload_bytes,
+            upload_bytes=self._asked.upload_bytes,
             deadline_ms=self._deadline_ms,
             time_left_ms=(answer_by_s - time.monotonic()) * 1e3,
             local=None if engine.local is None else engine.local.outlook(),
             link=link,
             cloud=cloud,
             confidence=confidence,
+            scored=engine.local is None or engine.local.scored,
             private=self._private,
             conditions=conditions,
             prices=engine.prices,
@@ -190,7 +193,7 @@ class Request:
     def _start_local(self) -> None:
         local = self._engine.local
         assert local is not None  # noqa: S101  # _feasible made sure
-        self._local_future = local.submit(self._photo, self._top_k)
+        self._local_future = local.submit(self._asked, self._top_k)
         self._local_future.add_done_callback(self._on_local)
 
     def _on_local(self, future: Future[LocalAnswer]) -> None:
@@ -219,7 +222,7 @@ class Request:
             if not cascade and self._cloud_error is not None:
                 self._give_local()
         if cascade:
-            situation, decision = self._decide(answer.predictions[0].score)
+            situation, decision = self._decide(answer.confidence)
             with self._lock:
                 if self.done.done():
                     return
@@ -261,7 +264,7 @@ class Request:
         uplink = self._engine.uplink
         assert uplink is not None  # noqa: S101  # _feasible made sure
         try:
-            body, media_type = self._photo.upload()
+            body, media_type = self._asked.upload()
         except ImageError as error:
             self._cloud_failed(error)
             return
@@ -308,7 +311,7 @@ class Request:
         local = self._engine.local
         assert local is not None  # noqa: S101  # it answered
         self._give(
-            answer.predictions,
+            answer.answer,
             InferenceSource.ON_DEVICE,
             local.variant.id,
             None,
@@ -319,7 +322,7 @@ class Request:
         with self._lock:
             error = self._local_error
         self._give(
-            answer.predictions[: self._top_k],
+            answer.answer,
             InferenceSource.IN_CLOUD,
             answer.model,
             answer,
@@ -328,7 +331,7 @@ class Request:
 
     def _give(
         self,
-        predictions: tuple[Prediction, ...],
+        answer: Answer,
         source: InferenceSource,
         model: str | ModelRef,
         cloud: CloudAnswer | None,
@@ -338,11 +341,21 @@ class Request:
             if self.done.done():
                 return
             local = self._local
+            predictions = (answer.predictions or ())[: self._top_k]
+            boxes = (answer.boxes or ())[: self._top_k]
+            first: Prediction | Box | None = None
+            if predictions or boxes:
+                first = predictions[0] if predictions else boxes[0]
             total_ms = (time.monotonic() - self._started_s) * 1e3
             result = Result(
-                label=predictions[0].label,
-                score=predictions[0].score,
+                task=task_name(self._engine.task),
+                label=None if first is None else first.label,
+                score=None if first is None else first.score,
                 predictions=predictions,
+                boxes=boxes,
+                class_map=answer.class_map,
+                image=answer.image,
+                region=answer.region,
                 inference_source=source,
                 model=model,
                 deadline_met=total_ms <= self._deadline_ms,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.conditions import Conditions
-from edge_runtime.contract.tasks import Prediction
-from edge_runtime.contract.wire import ModelRef
+from edge_runtime.contract.answer_codec import class_colors
+from edge_runtime.contract.tasks import Box, Prediction, TaskName
+from edge_runtime.contract.wire import ModelRef, Region
 from edge_runtime.policies.base import BreakerState, Decision, Situation
 
 __all__ = [
@@ -46,14 +49,25 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
     server_inference_ms: float | None = None
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """One answered image."""
+class Result(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One answered image or seed; which of the answers is there depends on ``task``."""
 
-    label: str
-    """Of the first prediction."""
-    score: float
-    predictions: tuple[Prediction, ...]
-    """Best first."""
+    task: TaskName
+    label: str | None
+    """Of the first prediction or box; None: there is none, or the task names no classes."""
+    score: float | None
+    """Of the same."""
+    predictions: tuple[Prediction, ...] = ()
+    """Classification, best first."""
+    boxes: tuple[Box, ...] = ()
+    """Detection, best first, in pixels of the upright image; may be empty."""
+    class_map: NDArray[np.uint8] | None = None
+    """Segmentation: the class of every pixel, ``[H, W]`` at the size the model gives."""
+    image: NDArray[np.uint8] | None = None
+    """Image to image, generation, reconstruction: RGB ``[H, W, 3]``."""
+    region: Region | None = None
+    """What ``class_map`` or ``image`` shows: x_min, y_min, x_max, y_max in pixels of the
+    upright image, as a crop may leave its edges out. None: all of it."""
     inference_source: InferenceSource
     model: str | ModelRef
     """The variant's id, or which cloud model answered."""
@@ -65,6 +79,39 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What that decision was made from."""
     error: str | None = None
     """Code of the side that was tried and failed while the other one answered."""
+
+    def class_map_for(self, height: int, width: int, *, outside: int = 255) -> NDArray[np.uint8]:
+        """The class of every pixel of the photo, uint8 ``[height, width]``.
+
+        The nearest value of ``class_map``; ``outside`` where the model did not look.
+        ``height`` and ``width`` are those of the upright photo. Raises ``ValueError`` when
+        there is no class map.
+        """
+        if self.class_map is None:
+            raise ValueError(f"{self.task} answers no class map")
+        x_min, y_min, x_max, y_max = self.region or (0.0, 0.0, width, height)
+        rows, rows_in = _nearest(height, y_min, y_max, self.class_map.shape[0])
+        columns, columns_in = _nearest(width, x_min, x_max, self.class_map.shape[1])
+        found = self.class_map[np.ix_(rows, columns)]
+        return np.where(np.outer(rows_in, columns_in), found, np.uint8(outside))
+
+    def colored_class_map(self) -> NDArray[np.uint8]:
+        """``class_map`` as uint8 RGB ``[H, W, 3]``, for people.
+
+        Raises ``ValueError`` when there is no class map.
+        """
+        if self.class_map is None:
+            raise ValueError(f"{self.task} answers no class map")
+        return np.asarray(class_colors()[self.class_map])
+
+
+def _nearest(
+    size: int, low: float, high: float, cells: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The cell between ``low`` and ``high`` over each pixel's center, and whether one is."""
+    position = (np.arange(size) + 0.5 - low) * (cells / max(high - low, 1e-9))
+    inside = (position >= 0) & (position < cells)
+    return np.clip(np.floor(position), 0, cells - 1).astype(np.int64), inside
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +136,7 @@ class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p95_ms: float
     pending: int
-    """Images waiting for the local model or in it."""
+    """Requests waiting for the local model or in it."""
 
 
 class BrokerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,10 +20,15 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.conditions import ConditionsSource, UnknownConditions, read_conditions
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, NearfarError
+from edge_runtime.contract.tasks import (
+    ClassificationTask,
+    DetectionTask,
+    GenerationTask,
+    task_name,
+)
 from edge_runtime.engine import (
     Engine,
     choose_policy,
-    classification_task,
     close_parts,
     connect,
     load_local,
@@ -34,6 +39,7 @@ from edge_runtime.photo import ImageInput, Photo
 from edge_runtime.policies.base import InferenceMode, Policy, Prices
 from edge_runtime.request import Request
 from edge_runtime.results import Counts, InferenceSource, Result, Status
+from edge_runtime.seed import Seed
 
 __all__ = ["EdgeRuntime"]
 
@@ -42,7 +48,7 @@ _GUARD_SHARE = 0.05
 
 
 class EdgeRuntime:
-    """Answers images with a bundle: on the device, or through a broker when that pays.
+    """Answers images, or seeds, with a bundle: on the device, or in the cloud when that pays.
 
     Making one opens and verifies the bundle, loads a variant and times it (about a second;
     in a running event loop, make it with ``await asyncio.to_thread(EdgeRuntime, ...)``).
@@ -59,19 +65,22 @@ class EdgeRuntime:
         policy: an ``InferenceMode``, the name of a registered policy, or a ``Policy``.
         variant: ``auto`` (the best one whose measured 95th percentile fits half the
             deadline, else the fastest), a variant's id, or ``FORMAT-PRECISION``.
-        cloud_model: the broker's model to ask; None: the only one with this bundle's labels.
+        cloud_model: the broker's model to ask; None: the only one with this bundle's task and
+            labels.
         api_key: sent to the broker as a bearer token.
         deadline_ms: for calls that name none.
         threads: for the local interpreter.
         prices: what an upload must bring to be worth it.
         conditions: supplies the device's signals.
+        jpeg_answers: let the cloud send an answer that is an image as a JPEG: about a tenth
+            of the bytes, not exact.
         tls: for a broker with a private CA; certificates are verified either way.
         allow_plain_http: send the key over ``http://`` to a host that is not this one.
         transport: instead of ``broker``: carries the requests (``edge_runtime.testing``).
 
     Raises:
         TrustError, ManifestError: the bundle is not what its manifest says.
-        ConfigError: an argument makes no sense, or the task is not classification.
+        ConfigError: an argument makes no sense.
         BackendUnavailable: the interpreter to install.
         ModelLoadError: the variant does not load.
     """
@@ -89,6 +98,7 @@ class EdgeRuntime:
         threads: int = 1,
         prices: Prices | None = None,
         conditions: ConditionsSource | None = None,
+        jpeg_answers: bool = False,
         tls: ssl.SSLContext | None = None,
         allow_plain_http: bool = False,
         transport: Transport | None = None,
@@ -103,7 +113,7 @@ class EdgeRuntime:
         if not chosen.uses_cloud:
             transport = None
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-        self._top_k = classification_task(self._bundle).top_k
+        task = self._bundle.manifest.task
         local, local_error = None, None
         if chosen.uses_local:
             local, local_error = load_local(
@@ -120,11 +130,13 @@ class EdgeRuntime:
                 transport,
                 self._bundle,
                 cloud_model=cloud_model,
+                image_type="image/jpeg" if jpeg_answers else "image/png",
                 api_key=api_key,
                 conditions=read_conditions(source),
                 early=chosen.prewarms or local is None,
             )
         self._engine = Engine(
+            task=task,
             policy=chosen,
             local=local,
             local_error=local_error,
@@ -158,34 +170,36 @@ class EdgeRuntime:
                 (encoded as JPEG of quality 90 if it must be uploaded). An array must not
                 be changed before the answer is there.
             deadline_ms: from now; None: the runtime's.
-            top_k: at most so many predictions; None: the bundle's number.
+            top_k: at most so many predictions or boxes; None: the bundle's number.
             private: this image never leaves the device.
 
         Raises:
             ImageError, TensorError: the image cannot be used.
             RemoteError, WireError, LabelsMismatch: only without a local answer.
             RuntimeFault: the local model failed and no cloud answered instead.
-            ConfigError: an argument makes no sense, or the runtime is closed.
+            ConfigError: an argument makes no sense, the bundle takes seeds, or the runtime
+                is closed.
         """
         started_s = time.monotonic()
-        request = self._begin(image, started_s, deadline_ms, top_k, private)
-        try:
-            while True:
-                alarm_s = request.next_alarm_s()
-                wait_s = None if alarm_s is None else max(0.0, alarm_s - time.monotonic())
-                try:
-                    result = request.done.result(wait_s)
-                    break
-                except FutureTimeout:
-                    if request.done.done():  # since just now, or it is a policy's own error
-                        result = request.done.result()
-                        break
-                    request.on_alarm()
-        except BaseException as error:
-            request.abandon()
-            self._count_failure(error)
-            raise
-        return self._count(result)
+        return self._wait(self._begin(image, started_s, deadline_ms, top_k, private))
+
+    def generate(self, seed: int, *, deadline_ms: float | None = None) -> Result:
+        """Make the image of one seed, with a bundle that generates; blocks as ``run`` does.
+
+        One seed is one latent, on every device and in the cloud.
+
+        Args:
+            seed: 0 to 2^53 - 1.
+            deadline_ms: from now; None: the runtime's.
+
+        Raises:
+            ConfigError: an argument makes no sense, the bundle takes images, or the runtime
+                is closed.
+            RemoteError, WireError: only without a local answer.
+            RuntimeFault: the local model failed and no cloud answered instead.
+        """
+        started_s = time.monotonic()
+        return self._wait(self._begin_seed(seed, started_s, deadline_ms))
 
     async def arun(
         self,
@@ -208,6 +222,33 @@ class EdgeRuntime:
             except asyncio.CancelledError:
                 beginning.add_done_callback(_abandon)
                 raise
+        return await self._wait_async(request)
+
+    async def agenerate(self, seed: int, *, deadline_ms: float | None = None) -> Result:
+        """``generate`` for event loops; cancelling it cancels what is under way."""
+        started_s = time.monotonic()
+        return await self._wait_async(self._begin_seed(seed, started_s, deadline_ms))
+
+    def _wait(self, request: Request) -> Result:
+        try:
+            while True:
+                alarm_s = request.next_alarm_s()
+                wait_s = None if alarm_s is None else max(0.0, alarm_s - time.monotonic())
+                try:
+                    result = request.done.result(wait_s)
+                    break
+                except FutureTimeout:
+                    if request.done.done():  # since just now, or it is a policy's own error
+                        result = request.done.result()
+                        break
+                    request.on_alarm()
+        except BaseException as error:
+            request.abandon()
+            self._count_failure(error)
+            raise
+        return self._count(result)
+
+    async def _wait_async(self, request: Request) -> Result:
         done = asyncio.wrap_future(request.done)
         try:
             while True:
@@ -233,24 +274,55 @@ class EdgeRuntime:
         top_k: int | None,
         private: bool,
     ) -> Request:
-        if self._finalizer.alive is False:
-            raise ConfigError("this EdgeRuntime is closed: make a new one")
-        deadline_ms = self._deadline_ms if deadline_ms is None else _check_deadline_ms(deadline_ms)
+        task = self._engine.task
+        self._require_open()
+        if isinstance(task, GenerationTask):
+            raise ConfigError("this bundle generates images from seeds: call generate(seed)")
+        if top_k is not None and not isinstance(task, ClassificationTask | DetectionTask):
+            raise ConfigError(f"top_k is for answers that are lists, not for {task_name(task)}")
         if top_k is not None and not 1 <= top_k <= limits.MAX_TOP_K:
             raise ConfigError(f"top_k must be 1 to {limits.MAX_TOP_K}, not {top_k}")
+        if top_k is None and isinstance(task, ClassificationTask):
+            top_k = task.top_k
         policy = self._engine.policy
         if private and not policy.uses_local:
             raise ConfigError(
                 f"a private image never leaves the device, and {policy.name} never answers "
                 "there: use another policy for it"
             )
+        return self._start(
+            Photo.read(image), started_s, self._deadline(deadline_ms), top_k, private=private
+        )
+
+    def _begin_seed(self, seed: int, started_s: float, deadline_ms: float | None) -> Request:
+        self._require_open()
+        if not isinstance(self._engine.task, GenerationTask):
+            raise ConfigError("this bundle takes images: call run(image)")
+        return self._start(Seed.read(seed), started_s, self._deadline(deadline_ms), None)
+
+    def _require_open(self) -> None:
+        if self._finalizer.alive is False:
+            raise ConfigError("this EdgeRuntime is closed: make a new one")
+
+    def _deadline(self, deadline_ms: float | None) -> float:
+        return self._deadline_ms if deadline_ms is None else _check_deadline_ms(deadline_ms)
+
+    def _start(
+        self,
+        asked: Photo | Seed,
+        started_s: float,
+        deadline_ms: float,
+        top_k: int | None,
+        *,
+        private: bool = False,
+    ) -> Request:
         request = Request(
             self._engine,
-            Photo.read(image),
+            asked,
             started_s=started_s,
             deadline_ms=deadline_ms,
             guard_ms=min(_MAX_GUARD_MS, _GUARD_SHARE * deadline_ms),
-            top_k=top_k or self._top_k,
+            top_k=top_k,
             private=private,
         )
         request.start()

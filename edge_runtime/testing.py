@@ -21,9 +21,17 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.bundle import Bundle
+from edge_runtime.contract.answer_codec import encode_answer
 from edge_runtime.contract.errors import ConfigError
-from edge_runtime.contract.tasks import Prediction
-from edge_runtime.contract.wire import PROBLEM_MEDIA_TYPE, ModelRef, PredictAnswer, Problem
+from edge_runtime.contract.tasks import Prediction, has_labels, task_name
+from edge_runtime.contract.tasks.answer import Answer
+from edge_runtime.contract.wire import (
+    PROBLEM_MEDIA_TYPE,
+    ModelRef,
+    PredictAnswer,
+    Problem,
+    format_picture_headers,
+)
 from edge_runtime.offload.discovery import ServedModel
 from edge_runtime.offload.transport import HttpRequest, HttpResponse
 
@@ -52,25 +60,24 @@ class ScriptedTransport:
     def for_bundle(
         cls,
         bundle: str | os.PathLike[str] | Bundle,
-        answer: Callable[[bytes], str | HttpResponse],
+        answer: Callable[[bytes], str | Answer | HttpResponse],
         *,
         delay_ms: float = 0.0,
         model: str = "scripted",
         labels_sha256: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> ScriptedTransport:
-        """A broker that serves one model with the labels of ``bundle``.
+        """A broker that serves one model with the task and labels of ``bundle``.
 
-        ``answer`` gets the uploaded image and gives a label, or a whole response (such as
-        ``problem(429, "overloaded")``), or raises a ``NearfarError``. It comes
-        ``delay_ms`` later. ``labels_sha256`` pretends other labels; ``headers`` are added
-        to every answer.
+        ``answer`` gets the uploaded body (an image, or for a bundle that generates
+        ``{"seed": 7}``) and gives a label, an ``Answer`` of the bundle's task, or a whole
+        response (such as ``problem(429, "overloaded")``), or raises a ``NearfarError``. It
+        comes ``delay_ms`` later. ``labels_sha256`` pretends other labels; ``headers`` are
+        added to every answer.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
-        record = opened.manifest.labels
-        if record is None:
-            raise ConfigError("this bundle has no labels to answer with")
-        digest = labels_sha256 or record.sha256
+        task, record = opened.manifest.task, opened.manifest.labels
+        digest = labels_sha256 or (None if record is None else record.sha256)
         reference = ModelRef(
             name=model,
             version="1",
@@ -82,8 +89,8 @@ class ScriptedTransport:
             version=reference.version,
             sha256=reference.sha256,
             labels_sha256=digest,
-            task="classification",
-            classes=record.count,
+            task=task_name(task),
+            classes=task.classes if has_labels(task) else None,
         )
 
         async def handle(request: HttpRequest) -> HttpResponse:
@@ -96,11 +103,8 @@ class ScriptedTransport:
             said = answer(request.body)
             if isinstance(said, HttpResponse):
                 return said
-            if said not in opened.labels:
-                raise ConfigError(f"{said!r} is no label of {opened.manifest.name}")
-            prediction = Prediction(index=opened.labels.index(said), label=said, score=0.99)
-            body = msgspec.json.encode(PredictAnswer(model=reference, predictions=(prediction,)))
-            return HttpResponse(status=200, headers=dict(headers or {}), body=body)
+            full = _classified(said, opened) if isinstance(said, str) else said
+            return _response(reference, full, request.headers.get("Accept", ""), headers or {})
 
         return cls(handle)
 
@@ -125,6 +129,29 @@ class ScriptedTransport:
         """Note that the runtime closed its transport."""
         self.closed = True
         self._opened = False
+
+
+def _classified(label: str, bundle: Bundle) -> Answer:
+    if label not in bundle.labels:
+        raise ConfigError(f"{label!r} is no label of {bundle.manifest.name}")
+    index = bundle.labels.index(label)
+    return Answer(predictions=(Prediction(index=index, label=label, score=0.99),))
+
+
+def _response(
+    model: ModelRef, answer: Answer, accept: str, headers: Mapping[str, str]
+) -> HttpResponse:
+    """As a broker gives it: pixels as a file where the request takes one, else JSON."""
+    jpeg = accept.startswith("image/jpeg")
+    encoded = encode_answer(answer, media_type="image/jpeg" if jpeg else "image/png")
+    picture = encoded.mask or encoded.image
+    if picture is not None and accept.startswith(picture.media_type):
+        said = format_picture_headers(model, picture.region) | {"Content-Type": picture.media_type}
+        own = {name.lower(): value for name, value in said.items()}
+        return HttpResponse(status=200, headers={**own, **headers}, body=picture.data)
+    body = msgspec.json.encode(PredictAnswer.of(model, encoded))
+    own = {"content-type": "application/json"}
+    return HttpResponse(status=200, headers={**own, **headers}, body=body)
 
 
 def problem(

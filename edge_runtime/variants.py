@@ -26,16 +26,19 @@ from edge_runtime.contract.errors import (
     TensorError,
 )
 from edge_runtime.contract.manifest import Variant
-from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.estimators import LocalEstimator
 from edge_runtime.local import LocalPipeline, Selection
 from edge_runtime.photo import Photo
 from edge_runtime.results import Measured
 from edge_runtime.runtimes.base import Runtime, available_runtimes, find_runtime
+from edge_runtime.seed import Seed
 
 __all__ = ["select_variant"]
 
-_PRECISIONS = ("fp32", "fp16", "a16w8", "int8w", "int8-dyn", "int8", "pal4", "int4w")
+_PRECISIONS = (
+    "fp32", "fp16", "fp16+sparse", "a16w8", "int8w", "int8w+sparse", "int8-dyn", "int8", "pal4",
+    "int4w",
+)  # fmt: skip
 _FORMATS = ("tflite", "executorch", "torchscript")
 _MEASURE_S = 1.0
 _MAX_RUNS = 16
@@ -45,7 +48,7 @@ def select_variant(bundle: Bundle, wanted: str, *, fits_ms: float, threads: int)
     """Load and time the variant to use; call it in the thread that will run the model.
 
     Args:
-        bundle: an opened bundle with a classification task.
+        bundle: an opened bundle.
         wanted: ``auto``, a variant's id, or ``FORMAT-PRECISION`` in any case.
         fits_ms: ``auto`` takes the best variant whose 95th percentile is at most this.
         threads: for the interpreter.
@@ -164,24 +167,22 @@ def _candidates(
 
 
 def _load(bundle: Bundle, variant: Variant, runtime: Runtime, threads: int) -> LocalPipeline:
-    task = bundle.manifest.task
-    assert isinstance(task, ClassificationTask)  # noqa: S101  # EdgeRuntime checked it
     model = runtime.load(bundle.path(variant), variant, threads=threads)
-    return LocalPipeline(model, variant, task, bundle.labels)
+    return LocalPipeline(model, variant, bundle)
 
 
 def _measure(pipeline: LocalPipeline, *, runs: int = _MAX_RUNS) -> tuple[float, ...]:
-    """Latencies of ``runs`` runs, or of a second of them, on a 640 x 480 JPEG.
+    """Latencies of ``runs`` runs, or of a second of them, on a 640 x 480 JPEG or a seed.
 
     One more run before them warms everything up and is left out.
     """
-    encoded = _sample_jpeg()
+    encoded = None if pipeline.generates else _sample_jpeg()
     latencies_ms: list[float] = []
     began = time.monotonic()
     try:
         while len(latencies_ms) <= runs:
             started = time.monotonic()
-            pipeline.answer(Photo.read(encoded))
+            pipeline.answer(Seed(0) if encoded is None else Photo.read(encoded))
             ended = time.monotonic()
             latencies_ms.append((ended - started) * 1e3)
             if ended - began > _MEASURE_S and len(latencies_ms) > 1:

@@ -1,6 +1,6 @@
 """What every executor looks like, and how to find one.
 
-An executor runs batches of encoded images through models it loaded at the start, one batch
+An executor runs batches of requests through models it loaded at the start, one batch
 at a time. Executors register in the entry-point group ``nearfar.executors``; the built-in
 ones use the same group as anyone else's. This module imports no torch.
 """
@@ -15,16 +15,16 @@ import msgspec
 
 from broker.models.servable import ModelKey, OpenedServable
 from edge_runtime.contract.errors import ConfigError, NearfarError
-from edge_runtime.contract.tasks.classification import Prediction
+from edge_runtime.contract.wire import EncodedAnswer, PictureType
 
 __all__ = [
+    "BatchItem",
     "BatchOutcome",
     "Device",
     "EventSink",
     "Executor",
     "ExecutorOptions",
     "ExecutorStats",
-    "ImageInput",
     "create_executor",
 ]
 
@@ -34,17 +34,23 @@ EventSink = Callable[[str, Mapping[str, object]], None]
 """Takes an event's name and fields: the structured log, in the broker."""
 
 
-class ImageInput(msgspec.Struct, frozen=True, array_like=True):
-    """One encoded image of a batch, and how many answers it wants (None: the task's)."""
+class BatchItem(msgspec.Struct, frozen=True, array_like=True):
+    """One request of a batch, and how it wants its answer."""
 
-    image: bytes
+    body: bytes
+    """The encoded image, or for a model that generates a ``SeedRequest`` as JSON."""
     top_k: int | None = None
+    """None: the task's."""
+    media_type: PictureType = "image/png"
+    """Of an answer that is an image."""
+    colored: bool = False
+    """Give a mask a palette."""
 
 
 class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """One result for each image of the batch, in order."""
+    """One result for each request of the batch, in order."""
 
-    results: Sequence[tuple[Prediction, ...] | NearfarError]
+    results: Sequence[EncodedAnswer | NearfarError]
 
 
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,8 +87,8 @@ class Executor(Protocol):
         ``BackendUnavailable``; nothing is left running then.
         """
 
-    async def run(self, model: ModelKey, batch: Sequence[ImageInput]) -> BatchOutcome:
-        """Run one batch. An image that fails does so alone, as an error in its place.
+    async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
+        """Run one batch. A request that fails does so alone, as an error in its place.
 
         Raises ``WorkerLost`` when the whole batch is lost.
         """

@@ -12,11 +12,11 @@ from typing import Final
 
 import msgspec
 
-from broker.executors.base import Device, ImageInput
+from broker.executors.base import BatchItem, Device
 from broker.models.servable import ModelKey
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import NearfarError, WireError, error_from_code
-from edge_runtime.contract.tasks.classification import Prediction
+from edge_runtime.contract.wire import EncodedAnswer
 
 __all__ = [
     "HEADER_BYTES",
@@ -44,7 +44,7 @@ __all__ = [
 
 HEADER_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = limits.MAX_BATCH_BYTES + 2 * 2**20
-"""A full batch of encoded images; answers are far smaller."""
+"""A full batch, or its answers: see ``OpenedServable.largest_batch``."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -65,10 +65,10 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 class RunBatch(msgspec.Struct, frozen=True, tag="run"):
-    """To the worker: run these images."""
+    """To the worker: run these requests."""
 
     model: ModelKey
-    images: tuple[ImageInput, ...]
+    items: tuple[BatchItem, ...]
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -89,13 +89,13 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Answered(msgspec.Struct, frozen=True, tag="answered"):
-    """One image's ranked labels."""
+    """One request's answer; masks and images are files already."""
 
-    predictions: tuple[Prediction, ...]
+    answer: EncodedAnswer
 
 
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
-    """One image's error."""
+    """One request's error."""
 
     code: str
     detail: str
@@ -105,7 +105,7 @@ Result = Answered | Failure
 
 
 class BatchDone(msgspec.Struct, frozen=True, tag="done"):
-    """From the worker: one result for each image, in order."""
+    """From the worker: one result for each request, in order."""
 
     results: tuple[Result, ...]
 
@@ -160,15 +160,15 @@ def failure_of(error: NearfarError) -> Failed:
     return Failed(code=error.code, detail=error.detail)
 
 
-def to_result(outcome: tuple[Prediction, ...] | NearfarError) -> Result:
-    """One image's outcome, ready to travel."""
+def to_result(outcome: EncodedAnswer | NearfarError) -> Result:
+    """One request's outcome, ready to travel."""
     if isinstance(outcome, NearfarError):
         return Failure(code=outcome.code, detail=outcome.detail)
-    return Answered(predictions=outcome)
+    return Answered(answer=outcome)
 
 
-def result_of(result: Result) -> tuple[Prediction, ...] | NearfarError:
+def result_of(result: Result) -> EncodedAnswer | NearfarError:
     """The inverse of ``to_result``."""
     if isinstance(result, Failure):
         return error_from_code(result.code, result.detail)
-    return result.predictions
+    return result.answer

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from broker.executors.base import (
+    BatchItem,
     BatchOutcome,
     EventSink,
     ExecutorOptions,
     ExecutorStats,
-    ImageInput,
 )
 from broker.models.servable import ModelKey, OpenedServable
 
@@ -57,7 +57,7 @@ class InlineExecutor:
             self._programs[servable.key] = TorchProgram.load(servable, device)
         self._device = "cuda" if device == "cuda" else "cpu"
 
-    async def run(self, model: ModelKey, batch: Sequence[ImageInput]) -> BatchOutcome:
+    async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
         """Run one batch on the thread."""
         program = self._programs[model]
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""A ``torch.export`` program from encoded images to ranked labels.
+"""A ``torch.export`` program from encoded images, or seeds, to answers.
 
 The one module of the broker that imports torch, and only inside its functions: the worker
 process and the inline executor use it, the front process never does.
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.executors.base import Device, ImageInput
+from broker.executors.base import BatchItem, Device
 from broker.models.servable import OpenedServable
-from edge_runtime.contract import preprocess
+from edge_runtime.contract.answer_codec import encode_answer
 from edge_runtime.contract.errors import (
     BackendUnavailable,
     BrokerFault,
@@ -34,8 +34,9 @@ from edge_runtime.contract.manifest import (
     ReferenceRecord,
     decode_reference_record,
 )
-from edge_runtime.contract.tasks.classification import Prediction, postprocess
-from edge_runtime.contract.tensors import pack_image
+from edge_runtime.contract.pipeline import Prepared, finish, prepare_image, prepare_seed
+from edge_runtime.contract.tensors import canonical
+from edge_runtime.contract.wire import EncodedAnswer, decode_seed
 
 __all__ = ["TorchProgram", "pick_device", "use_threads"]
 
@@ -53,6 +54,7 @@ class TorchProgram:
         self._servable = servable
         self._module = module
         self._device = device
+        self._anchors = servable.anchors()
 
     @classmethod
     def load(cls, servable: OpenedServable, device: str) -> TorchProgram:
@@ -86,89 +88,132 @@ class TorchProgram:
 
     def _try_out(self) -> None:
         """Zeros through the model at batch 1 and 2: shapes, dtype and the batch axis."""
-        spec = self._servable.manifest.model.inputs[0]
+        model, name = self._servable.manifest.model, self._servable.manifest.name
+        spec = model.inputs[0]
         for batch in (1, 2):
             try:
-                scores = self._forward(np.zeros((batch, *spec.shape[1:]), dtype=spec.dtype))
+                outputs = self._forward(np.zeros((batch, *spec.shape[1:]), dtype=spec.dtype))
             except InferenceError as error:
                 raise ModelLoadError(
-                    f"{self._servable.manifest.name!r} does not take a batch of {batch} "
+                    f"{name!r} does not take a batch of {batch} "
                     f"({error.detail}): export it with a dynamic batch axis"
                 ) from None
-            expected = (batch, self._servable.task.classes)
-            if scores.shape != expected:
+            given = [list(output.shape) for output in outputs]
+            expected = [[batch, *output.shape[1:]] for output in model.outputs]
+            if given != expected:
                 raise ModelLoadError(
-                    f"{self._servable.manifest.name!r} gives {list(scores.shape)} for a batch "
-                    f"of {batch}; its manifest says {list(expected)}"
+                    f"{name!r} gives {_shapes(given)} for a batch of {batch}; its manifest says "
+                    f"{_shapes(expected)}"
                 )
 
-    def _forward(self, array: NDArray[np.generic]) -> NDArray[np.float32]:
-        """``[batch, ...]`` to float32 ``[batch, classes]``. Raises ``InferenceError``."""
+    def _forward(self, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+        """``[batch, ...]`` to one array an output, floats as float32.
+
+        Raises ``InferenceError``.
+        """
         import torch
 
         try:
             with torch.inference_mode():
                 answer = self._module(torch.from_numpy(array).to(self._device))
-                if isinstance(answer, tuple | list) and len(answer) == 1:
-                    answer = answer[0]
-                if not isinstance(answer, torch.Tensor):
-                    raise InferenceError("the model does not give exactly one tensor")
-                return answer.float().cpu().numpy()
+                outputs = answer if isinstance(answer, tuple | list) else (answer,)
+                if not all(isinstance(output, torch.Tensor) for output in outputs):
+                    raise InferenceError("the model gives something that is no tensor")
+                return [_to_numpy(output) for output in outputs]
         except torch.AcceleratorError:
             raise  # the device context is broken: only a new process mends that
         except (RuntimeError, AssertionError) as error:
             raise InferenceError(f"the model failed: {_first_line(error)}") from None
 
     def run(
-        self, batch: Sequence[ImageInput], progress: Callable[[], None] = _no_progress
-    ) -> list[tuple[Prediction, ...] | NearfarError]:
-        """Answer a batch; an image that cannot be used leaves its error in its place.
+        self, batch: Sequence[BatchItem], progress: Callable[[], None] = _no_progress
+    ) -> list[EncodedAnswer | NearfarError]:
+        """Answer a batch; a request that cannot be used leaves its error in its place.
 
-        ``progress`` is called after each image and after the model: signs of life.
+        ``progress`` is called after each input, after the model and after each answer:
+        signs of life.
         """
-        results: list[tuple[Prediction, ...] | NearfarError] = []
-        arrays: list[NDArray[np.float32]] = []
-        rows: list[int] = []
-        for item in batch:
+        results: dict[int, EncodedAnswer | NearfarError] = {}
+        prepared: dict[int, Prepared] = {}
+        for row, item in enumerate(batch):
             try:
-                arrays.append(self._prepare(item.image))
-                rows.append(len(results))
-                results.append(())
+                prepared[row] = self._prepare(item.body)
             except NearfarError as error:
-                results.append(error)
-            except Exception:
-                _LOG.exception("pre-processing failed in a way nobody foresaw")
-                results.append(BrokerFault("the broker failed on this image; it is logged"))
-            progress()
-        if not arrays:
-            return results
-        try:
-            scores = self._forward(np.concatenate(arrays))
-        except InferenceError as error:
-            for row in rows:
                 results[row] = error
-            return results
-        progress()
-        for row, image_scores in zip(rows, scores, strict=True):
-            results[row] = self._rank(image_scores, batch[row].top_k)
-        return results
+            except Exception:
+                results[row] = _unforeseen("pre-processing")
+            progress()
+        if prepared:
+            results |= self._answers(batch, prepared, progress)
+        return [results[row] for row in range(len(batch))]
 
-    def _prepare(self, image: bytes) -> NDArray[np.float32]:
-        """Encoded bytes to the model's input with batch 1."""
-        manifest = self._servable.manifest
-        pixels = preprocess.apply(manifest.preprocess, decode_image(image))
+    def _answers(
+        self,
+        batch: Sequence[BatchItem],
+        prepared: dict[int, Prepared],
+        progress: Callable[[], None],
+    ) -> dict[int, EncodedAnswer | NearfarError]:
+        """Run what was prepared, by its place in the batch."""
         try:
-            return pack_image(pixels, manifest.model.inputs[0])
+            outputs = self._forward(np.concatenate([one.array for one in prepared.values()]))
+        except InferenceError as error:
+            return dict.fromkeys(prepared, error)
+        progress()
+        answers: dict[int, EncodedAnswer | NearfarError] = {}
+        for at, (row, one) in enumerate(prepared.items()):
+            try:
+                own = [output[at : at + 1] for output in outputs]
+                answers[row] = self._finish(own, one, batch[row])
+            except TensorError as error:  # what the model gave, not what the caller sent
+                answers[row] = InferenceError(error.detail)
+            except Exception:
+                answers[row] = _unforeseen("post-processing")
+            progress()
+        return answers
+
+    def _prepare(self, body: bytes) -> Prepared:
+        """A body to the model's input with batch 1."""
+        manifest = self._servable.manifest
+        spec = manifest.model.inputs[0]
+        if manifest.preprocess is None:
+            return prepare_seed(spec, decode_seed(body))
+        pixels = decode_image(body)
+        try:
+            return prepare_image(manifest.preprocess, spec, pixels)
         except TensorError as error:  # the servable contradicts itself: not the image's fault
             raise InferenceError(error.detail) from None
 
-    def _rank(
-        self, scores: NDArray[np.float32], top_k: int | None
-    ) -> tuple[Prediction, ...] | NearfarError:
-        try:
-            return postprocess(self._servable.task, scores, self._servable.labels, top_k)
-        except TensorError as error:
-            return InferenceError(error.detail)
+    def _finish(
+        self, outputs: list[NDArray[np.generic]], prepared: Prepared, item: BatchItem
+    ) -> EncodedAnswer:
+        specs = self._servable.manifest.model.outputs
+        answer = finish(
+            self._servable.task,
+            [
+                canonical(output.astype(spec.dtype, copy=False), spec)
+                for output, spec in zip(outputs, specs, strict=True)
+            ],
+            prepared,
+            labels=self._servable.labels,
+            anchors=self._anchors,
+            top_k=item.top_k,
+        )
+        return encode_answer(answer, media_type=item.media_type, colored=item.colored)
+
+
+def _to_numpy(tensor: Any) -> NDArray[np.generic]:
+    """On the CPU; numpy has no bfloat16, so floats become float32."""
+    on_cpu = tensor.float() if tensor.is_floating_point() else tensor
+    return on_cpu.cpu().numpy()
+
+
+def _shapes(shapes: list[list[int]]) -> str:
+    return ", ".join(map(str, shapes)) or "nothing"
+
+
+def _unforeseen(step: str) -> BrokerFault:
+    _LOG.exception("%s failed in a way nobody foresaw", step)
+    return BrokerFault("the broker failed on this request; it is logged")
 
 
 def _on_device(exported: Any, device: str) -> Any:

@@ -19,11 +19,11 @@ from collections.abc import AsyncIterator, Sequence
 
 from broker.executors import frames
 from broker.executors.base import (
+    BatchItem,
     BatchOutcome,
     EventSink,
     ExecutorOptions,
     ExecutorStats,
-    ImageInput,
 )
 from broker.models.servable import ModelKey, OpenedServable
 from edge_runtime.contract.errors import (
@@ -170,7 +170,7 @@ class WorkerExecutor:
         self._device = "cuda" if answer.device == "cuda" else "cpu"
         self._load_s = time.monotonic() - self._started_s
 
-    async def run(self, model: ModelKey, batch: Sequence[ImageInput]) -> BatchOutcome:
+    async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
         """Run one batch in the child. Raises ``WorkerLost`` when the child dies or hangs."""
         process = self._process
         if process is None or not self._ready.is_set():
@@ -179,7 +179,7 @@ class WorkerExecutor:
         answer: frames.FromWorker = frames.Progress()
         try:
             async with asyncio.timeout(hang_s) as watchdog:
-                await _send(process, frames.RunBatch(model=model, images=tuple(batch)))
+                await _send(process, frames.RunBatch(model=model, items=tuple(batch)))
                 while isinstance(answer, frames.Progress):
                     answer = await _receive(process)
                     watchdog.reschedule(asyncio.get_running_loop().time() + hang_s)

@@ -99,7 +99,7 @@ def _serve(connection: _Connection) -> None:
         request = connection.receive()
         if not isinstance(request, frames.RunBatch):
             raise WireError("only RunBatch may follow Load")
-        outcomes = programs[request.model].run(request.images, connection.still_alive)
+        outcomes = programs[request.model].run(request.items, connection.still_alive)
         connection.send(
             frames.BatchDone(results=tuple(frames.to_result(outcome) for outcome in outcomes))
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from aiohttp import web
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
     DeadlineExceeded,
-    ImageTooLarge,
+    NearfarError,
     UploadStalled,
     WireError,
 )
@@ -17,12 +18,18 @@ from edge_runtime.contract.errors import (
 __all__ = ["read_body"]
 
 
-async def read_body(request: web.Request, *, max_bytes: int, deadline_s: float) -> bytes:
+async def read_body(
+    request: web.Request,
+    *,
+    max_bytes: int,
+    too_large: Callable[[], NearfarError],
+    deadline_s: float,
+) -> bytes:
     """The whole body, at most ``max_bytes``; ``deadline_s`` is on the event loop's clock.
 
     Raises ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
-    ``limits.MAX_BODY_IDLE_MS`` between two pieces), ``ImageTooLarge`` or, for broken
-    chunks, ``WireError``.
+    ``limits.MAX_BODY_IDLE_MS`` between two pieces), what ``too_large`` gives or, for broken chunks,
+    ``WireError``.
     """
     loop = asyncio.get_running_loop()
     end_s = min(deadline_s, loop.time() + limits.MAX_BODY_MS / 1e3)
@@ -37,10 +44,7 @@ async def read_body(request: web.Request, *, max_bytes: int, deadline_s: float) 
                     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 size += len(piece)
                 if size > max_bytes:
-                    raise ImageTooLarge(
-                        f"the body has more than {max_bytes} bytes: "
-                        "send a smaller or more strongly compressed image"
-                    )
+                    raise too_large()
                 pieces.append(piece)
     except TimeoutError:
         if loop.time() >= deadline_s:

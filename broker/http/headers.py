@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 
 from edge_runtime.contract import limits
@@ -10,18 +14,69 @@ from edge_runtime.contract.errors import (
     ImageUnreadable,
     LimitExceeded,
     MediaTypeUnsupported,
+    NearfarError,
     WireError,
 )
 from edge_runtime.contract.imaging import ACCEPTED_MEDIA_TYPES
+from edge_runtime.contract.tasks import (
+    ClassificationTask,
+    DetectionTask,
+    GenerationTask,
+    SegmentationTask,
+    Task,
+)
+from edge_runtime.contract.wire import JSON_MEDIA_TYPE, MAX_SEED_BODY_BYTES
 
 __all__ = [
+    "IMAGE",
+    "SEED",
+    "BodyKind",
+    "Query",
+    "body_kind",
     "defer_continue",
-    "parse_top_k",
+    "parse_query",
     "send_continue",
     "single_header",
     "upload_bound_bytes",
     "upload_media_type",
 ]
+
+
+class BodyKind(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model takes as a body, and what is said about another one."""
+
+    media_types: tuple[str, ...]
+    max_bytes: int
+    instead: str
+    """What to send instead of another media type."""
+    too_large: Callable[[], NearfarError]
+    empty: Callable[[], NearfarError]
+
+
+IMAGE: Final = BodyKind(
+    media_types=ACCEPTED_MEDIA_TYPES,
+    max_bytes=limits.MAX_IMAGE_BYTES,
+    instead=f"send the image itself with Content-Type {', '.join(ACCEPTED_MEDIA_TYPES)}",
+    too_large=lambda: ImageTooLarge(
+        f"the body has more than {limits.MAX_IMAGE_BYTES} bytes: "
+        "send a smaller or more strongly compressed image"
+    ),
+    empty=lambda: ImageUnreadable("the body is empty: send the encoded image in it"),
+)
+SEED: Final = BodyKind(
+    media_types=(JSON_MEDIA_TYPE,),
+    max_bytes=MAX_SEED_BODY_BYTES,
+    instead=f'this model takes a seed: send {{"seed": 7}} with Content-Type {JSON_MEDIA_TYPE}',
+    too_large=lambda: LimitExceeded(
+        f'the body has more than {MAX_SEED_BODY_BYTES} bytes: send {{"seed": 7}} alone'
+    ),
+    empty=lambda: WireError('the body is empty: send {"seed": 7}'),
+)
+
+
+def body_kind(task: Task) -> BodyKind:
+    """An image, or a seed for a model that generates."""
+    return SEED if isinstance(task, GenerationTask) else IMAGE
 
 
 def single_header(request: web.Request, name: str) -> str | None:
@@ -32,50 +87,66 @@ def single_header(request: web.Request, name: str) -> str | None:
     return values[0] if values else None
 
 
-def upload_media_type(request: web.Request) -> str:
-    """The declared image type. Raises ``MediaTypeUnsupported``, also for a coded body."""
+def upload_media_type(request: web.Request, kind: BodyKind) -> str:
+    """The declared type. Raises ``MediaTypeUnsupported``, also for a coded body."""
     coding = single_header(request, hdrs.CONTENT_ENCODING)
     if coding is not None and coding.strip().lower() != "identity":
         raise MediaTypeUnsupported(
-            "Content-Encoding is not taken: images are compressed already, send them as they are"
+            "Content-Encoding is not taken: send the body as it is, images are compressed already"
         )
     declared = single_header(request, hdrs.CONTENT_TYPE) or ""
     media_type = declared.partition(";")[0].strip().lower()
-    if media_type not in ACCEPTED_MEDIA_TYPES:
-        raise MediaTypeUnsupported(
-            f"send the image itself with Content-Type {', '.join(ACCEPTED_MEDIA_TYPES)}"
-        )
+    if media_type not in kind.media_types:
+        raise MediaTypeUnsupported(kind.instead)
     return media_type
 
 
-def upload_bound_bytes(request: web.Request) -> int:
+def upload_bound_bytes(request: web.Request, kind: BodyKind) -> int:
     """The most bytes this body can have: what it announces, or our limit when chunked.
 
-    Raises ``ImageTooLarge`` or, for an empty body, ``ImageUnreadable``.
+    Raises the errors of ``kind``.
     """
     if request.content_length is None:
         if not request.body_exists:
-            raise ImageUnreadable("the body is empty: send the encoded image in it")
-        return limits.MAX_IMAGE_BYTES
-    if request.content_length > limits.MAX_IMAGE_BYTES:
-        raise ImageTooLarge(
-            f"the body announces {request.content_length} bytes, more than "
-            f"{limits.MAX_IMAGE_BYTES}: send a smaller or more strongly compressed image"
-        )
+            raise kind.empty()
+        return kind.max_bytes
+    if request.content_length > kind.max_bytes:
+        raise kind.too_large()
     if request.content_length == 0:
-        raise ImageUnreadable("the body is empty: send the encoded image in it")
+        raise kind.empty()
     return request.content_length
 
 
-def parse_top_k(request: web.Request) -> int | None:
-    """``?top_k=``, the only parameter there is; None when absent.
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Parameters of a prediction."""
 
-    Raises ``WireError`` on anything else in the query, ``LimitExceeded`` above the limit.
+    top_k: int | None = None
+    """None: the task's own number."""
+    palette: bool = False
+    """Give a mask colors, for people."""
+
+
+def parse_query(request: web.Request, task: Task) -> Query:
+    """``?top_k=`` where answers are lists, ``?palette=`` where they are masks.
+
+    Raises ``WireError`` on anything else in the query, ``LimitExceeded`` above a limit.
     """
-    unknown = sorted(set(request.query) - {"top_k"})
+    known: tuple[str, ...] = ()
+    if isinstance(task, ClassificationTask | DetectionTask):
+        known = ("top_k",)
+    elif isinstance(task, SegmentationTask):
+        known = ("palette",)
+    unknown = sorted(set(request.query) - set(known))
     if unknown:
-        raise WireError(f"unknown query parameter {unknown[0][:64]!r}: only top_k is known")
-    values = request.query.getall("top_k", [])
+        allowed = f"only {known[0]} is known" if known else "this model takes none"
+        raise WireError(f"unknown query parameter {unknown[0][:64]!r}: {allowed}")
+    return Query(
+        top_k=_parse_top_k(request.query.getall("top_k", [])),
+        palette=_parse_palette(request.query.getall("palette", [])),
+    )
+
+
+def _parse_top_k(values: list[str]) -> int | None:
     if not values:
         return None
     if len(values) > 1 or not (values[0].isascii() and values[0].isdigit()):
@@ -85,6 +156,14 @@ def parse_top_k(request: web.Request) -> int | None:
     if int(values[0]) < 1:
         raise WireError("top_k must be at least 1")
     return int(values[0])
+
+
+def _parse_palette(values: list[str]) -> bool:
+    if not values:
+        return False
+    if values not in (["true"], ["false"]):
+        raise WireError("palette must be true or false")
+    return values == ["true"]
 
 
 async def defer_continue(request: web.Request) -> None:

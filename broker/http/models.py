@@ -7,6 +7,7 @@ from aiohttp import web
 
 from broker.http.context import SERVICES
 from broker.models.servable import OpenedServable
+from edge_runtime.contract.tasks import has_labels
 
 __all__ = ["ModelInfo", "ModelList", "list_models", "show_model"]
 
@@ -19,7 +20,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     labels_sha256: str | None
     task: str
-    classes: int
+    classes: int | None
+    """None where answers name no classes."""
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +37,8 @@ def _info(servable: OpenedServable) -> ModelInfo:
         version=ref.version,
         sha256=ref.sha256,
         labels_sha256=ref.labels_sha256,
-        task=str(servable.task.__struct_config__.tag),
-        classes=servable.task.classes,
+        task=servable.task_name,
+        classes=servable.task.classes if has_labels(servable.task) else None,
     )
 
 

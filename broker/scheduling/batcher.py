@@ -51,7 +51,7 @@ def form_batch(
         while len(tickets) < size:
             following = waiting.earliest()
             assert following is not None  # noqa: S101  # size <= len(waiting)
-            total_bytes += len(following[1].image)
+            total_bytes += len(following[1].item.body)
             if tickets and total_bytes > max_bytes:
                 break
             tickets.append(waiting.pop())

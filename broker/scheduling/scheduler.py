@@ -12,11 +12,11 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from broker.executors.base import Executor, ImageInput
+from broker.executors.base import BatchItem, Executor
 from broker.models.servable import ModelKey
 from broker.scheduling.admission import (
     Forecast,
@@ -63,6 +63,7 @@ class Observer(Protocol):
 class _Lane:
     """What the scheduler knows of one model."""
 
+    max_batch: int
     latency: LatencyModel = field(default_factory=LatencyModel)
     uploading: EdfQueue[Ticket] = field(default_factory=EdfQueue)
     waiting: EdfQueue[Ticket] = field(default_factory=EdfQueue)
@@ -84,7 +85,8 @@ class _Running:
 class Scheduler:
     """Feeds one executor. Used from one event loop only.
 
-    ``clock`` gives seconds and must be the event loop's, as deadlines are compared with it.
+    ``max_batch`` bounds every batch, ``largest`` those of single models further. ``clock``
+    gives seconds and must be the event loop's, as deadlines are compared with it.
     """
 
     def __init__(
@@ -94,13 +96,16 @@ class Scheduler:
         observer: Observer,
         *,
         max_batch: int,
+        largest: Mapping[ModelKey, int] | None = None,
         max_queue: int = limits.MAX_QUEUE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
-        self._lanes = {model: _Lane() for model in models}
+        caps = largest or {}
+        self._lanes = {
+            model: _Lane(max_batch=min(max_batch, caps.get(model, max_batch))) for model in models
+        }
         self._observer = observer
-        self._max_batch = max_batch
         self._max_queue = max_queue
         self._clock = clock
         self._margin = Margin()
@@ -128,8 +133,8 @@ class Scheduler:
         finally:
             self._release(ticket)
 
-    async def submit(self, ticket: Ticket, image: bytes, top_k: int | None) -> Answer:
-        """Queue the body of an admitted request and wait for its answer.
+    async def submit(self, ticket: Ticket, item: BatchItem) -> Answer:
+        """Queue an admitted request, whose body has arrived, and wait for its answer.
 
         Raises ``DeadlineExceeded``, ``Overloaded``, ``WorkerLost``, ``InferenceError`` or
         the ``ImageError`` of this image. Canceling it gives the place back at once.
@@ -138,8 +143,7 @@ class Scheduler:
         if ticket.place is not None:
             lane.uploading.remove(ticket.place)
         future: asyncio.Future[Answer | NearfarError] = asyncio.get_running_loop().create_future()
-        ticket.image = image
-        ticket.top_k = top_k
+        ticket.item = item
         ticket.outcome = future
         ticket.queued_s = self._clock()
         ticket.uploaded_late = ticket.queued_s > ticket.predicted_start_s + _LATE_UPLOAD_S
@@ -200,7 +204,7 @@ class Scheduler:
     ) -> Forecast:
         lane = self._lanes[model]
         others_ms = sum(
-            other.latency.drain_ms(other.count_before(deadline_s), self._max_batch)
+            other.latency.drain_ms(other.count_before(deadline_s), other.max_batch)
             for other in self._lanes.values()
             if other is not lane and len(other)
         )
@@ -210,7 +214,7 @@ class Scheduler:
             others_ms=others_ms,
             residual_ms=self._residual_ms(now_s),
             upload_ms=upload_ms,
-            max_batch=self._max_batch,
+            max_batch=lane.max_batch,
         )
 
     def _residual_ms(self, now_s: float) -> float:
@@ -234,26 +238,29 @@ class Scheduler:
 
     # The loop ------------------------------------------------------------------
 
-    async def warm_up(self, image: bytes) -> None:
+    async def warm_up(self, bodies: Mapping[ModelKey, bytes]) -> None:
         """Run each model a few times, so that T(b) is known before the first request.
 
-        Raises ``ModelLoadError`` when a model cannot answer ``image``.
+        ``bodies`` holds what each model is asked. Raises ``ModelLoadError`` when one cannot
+        answer it.
         """
         for model, lane in self._lanes.items():
-            await self._measure(model, lane, image, 1)
+            item = BatchItem(bodies[model])
+            await self._measure(model, lane, item, 1)
             lane.latency = LatencyModel()  # the first run pays for caches and allocations
-            await self._measure(model, lane, image, 1)
-            if lane.latency.mean_ms(self._max_batch) <= _WARM_UP_BUDGET_MS:
-                await self._measure(model, lane, image, self._max_batch)
+            await self._measure(model, lane, item, 1)
+            full = lane.max_batch
+            if full > 1 and lane.latency.mean_ms(full) <= _WARM_UP_BUDGET_MS:
+                await self._measure(model, lane, item, full)
 
-    async def _measure(self, model: ModelKey, lane: _Lane, image: bytes, size: int) -> None:
+    async def _measure(self, model: ModelKey, lane: _Lane, item: BatchItem, size: int) -> None:
         started_s = self._clock()
-        outcome = await self._executor.run(model, [ImageInput(image)] * size)
+        outcome = await self._executor.run(model, [item] * size)
         now_s = self._clock()
         for result in outcome.results:
             if isinstance(result, NearfarError):
                 raise ModelLoadError(
-                    f"{model.name!r} loads but fails on a plain image: {result.detail}"
+                    f"{model.name!r} loads but fails on a plain request: {result.detail}"
                 )
         lane.latency.observe(size, (now_s - started_s) * 1e3, now_s)
 
@@ -290,7 +297,7 @@ class Scheduler:
                 lane.waiting,
                 lane.latency,
                 now_s=self._clock(),
-                max_batch=self._max_batch,
+                max_batch=lane.max_batch,
                 max_bytes=limits.MAX_BATCH_BYTES,
             )
             for ticket in formed.hopeless:
@@ -318,7 +325,7 @@ class Scheduler:
     async def _run(self, model: ModelKey, lane: _Lane, tickets: list[Ticket]) -> None:
         started_s = self._clock()
         self._running = _Running(model, len(tickets), started_s)
-        batch = [ImageInput(ticket.image, ticket.top_k) for ticket in tickets]
+        batch = [ticket.item for ticket in tickets]
         try:
             outcome = await self._executor.run(model, batch)
         except Exception as error:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Final
 
+from broker.executors.base import BatchItem
 from broker.models.servable import ModelKey
 from broker.scheduling.queue import Place
 from edge_runtime.contract.errors import NearfarError
-from edge_runtime.contract.tasks.classification import Prediction
+from edge_runtime.contract.wire import EncodedAnswer
 
 __all__ = ["Answer", "Ticket"]
+
+_NOTHING: Final = BatchItem(b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a ticket became, and how long its parts took, in milliseconds."""
 
-    predictions: tuple[Prediction, ...]
+    encoded: EncodedAnswer
     queue_ms: float
     inference_ms: float
 
@@ -40,11 +44,11 @@ class Ticket:
     """Let in to measure T(b) anew: it is not dropped for a prediction, only when late."""
     place: Place | None = None
     """Where it stands, while it uploads or waits."""
-    image: bytes = b""
-    top_k: int | None = None
+    item: BatchItem = _NOTHING
+    """What to run, once the body has arrived."""
     queued_s: float = 0.0
     outcome: asyncio.Future[Answer | NearfarError] | None = None
-    """Present once the body has arrived."""
+    """Present from then on."""
 
     @property
     def still_wanted(self) -> bool:

@@ -10,37 +10,58 @@ Response headers
                            (W3C Server Timing). Estimators learn from these.
     ``X-Queue-Delay-Ms``   predicted wait of a new request, integer milliseconds.
     ``X-Request-Id``       the request's, or a new one.
+    ``X-Model-Name``, ``X-Model-Version``, ``X-Model-Sha256``, ``X-Labels-Sha256``
+                           ``ModelRef``, where the body is an image and not JSON.
+    ``X-Region``           ``Picture.region`` there: four numbers, separated by commas.
 Bodies
-    request: the encoded image itself (``image/jpeg``, ``image/png``, ``image/webp``);
-    answer: ``PredictAnswer`` as JSON; errors: ``Problem`` as
+    request: the encoded image itself (``image/jpeg``, ``image/png``, ``image/webp``), or
+    ``SeedRequest`` as JSON for a model that generates;
+    answer: ``PredictAnswer`` as JSON; with ``Accept: image/png`` (or ``image/jpeg``, where
+    the answer is an image) the ``Picture`` itself; errors: ``Problem`` as
     ``application/problem+json`` (RFC 9457).
 """
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import LimitExceeded, WireError
 from edge_runtime.contract.tasks.classification import Prediction
+from edge_runtime.contract.tasks.detection import Box
 
 __all__ = [
     "DEADLINE_HEADER",
+    "JSON_MEDIA_TYPE",
+    "MAX_SEED",
+    "MAX_SEED_BODY_BYTES",
+    "PICTURE_HEADERS",
     "PROBLEM_MEDIA_TYPE",
     "QUEUE_DELAY_HEADER",
     "REQUEST_ID_HEADER",
     "SERVER_TIMING_HEADER",
+    "EncodedAnswer",
     "ModelRef",
+    "Picture",
+    "PictureType",
     "PredictAnswer",
     "Problem",
+    "Region",
+    "SeedRequest",
     "ServerTiming",
     "decode_answer",
     "decode_problem",
+    "decode_seed",
+    "encode_seed",
+    "format_picture_headers",
     "format_server_timing",
     "parse_deadline_ms",
+    "parse_picture_headers",
     "parse_queue_delay_ms",
     "parse_request_id",
     "parse_server_timing",
@@ -50,7 +71,30 @@ DEADLINE_HEADER: Final = "X-Deadline-Ms"
 REQUEST_ID_HEADER: Final = "X-Request-Id"
 QUEUE_DELAY_HEADER: Final = "X-Queue-Delay-Ms"
 SERVER_TIMING_HEADER: Final = "Server-Timing"
+JSON_MEDIA_TYPE: Final = "application/json"
 PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+
+_NAME_HEADER: Final = "X-Model-Name"
+_VERSION_HEADER: Final = "X-Model-Version"
+_SHA256_HEADER: Final = "X-Model-Sha256"
+_LABELS_HEADER: Final = "X-Labels-Sha256"
+_REGION_HEADER: Final = "X-Region"
+PICTURE_HEADERS: Final = (
+    _NAME_HEADER,
+    _VERSION_HEADER,
+    _SHA256_HEADER,
+    _LABELS_HEADER,
+    _REGION_HEADER,
+)
+
+MAX_SEED: Final = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly (RFC 8259 section 6)."""
+MAX_SEED_BODY_BYTES: Final = 256
+"""A ``SeedRequest``. ``LimitExceeded``."""
+
+PictureType = Literal["image/png", "image/jpeg"]
+Region = tuple[float, float, float, float]
+"""x_min, y_min, x_max, y_max in pixels of the upright original image."""
 
 _INTEGER = re.compile(r"[0-9]{1,9}\Z")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
@@ -67,13 +111,88 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """``labels_digest``: a device refuses answers whose labels are not its own."""
 
 
-class PredictAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The answer to ``POST /v1/models/{name}:predict`` for classification."""
+class Picture(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pixels as a file: a mask (8-bit PNG, the class of each pixel) or an RGB image."""
+
+    media_type: PictureType
+    width: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_IMAGE_SIDE)]
+    height: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_IMAGE_SIDE)]
+    region: Region | None = None
+    """What it shows of the original image; None: it was made from a seed."""
+    data: bytes
+    """Base64 in JSON."""
+
+
+Predictions = Annotated[
+    tuple[Prediction, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_TOP_K)
+]
+Boxes = Annotated[tuple[Box, ...], msgspec.Meta(max_length=limits.MAX_TOP_K)]
+
+
+class EncodedAnswer(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """One request's answer, ready to travel. Exactly one field is set."""
+
+    predictions: Predictions | None = None
+    """Classification, best first."""
+    boxes: Boxes | None = None
+    """Detection, best first; empty: nothing was found."""
+    mask: Picture | None = None
+    """Segmentation."""
+    image: Picture | None = None
+    """Image to image, generation, reconstruction."""
+
+    def __post_init__(self) -> None:
+        _require_one(self.predictions, self.boxes, self.mask, self.image)
+
+
+class PredictAnswer(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """The answer to ``POST /v1/models/{name}:predict``: who answered, and ``EncodedAnswer``.
+
+    Exactly one field beside ``model`` is set.
+    """
 
     model: ModelRef
-    predictions: Annotated[
-        tuple[Prediction, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_TOP_K)
-    ]
+    predictions: Predictions | None = None
+    boxes: Boxes | None = None
+    mask: Picture | None = None
+    image: Picture | None = None
+
+    def __post_init__(self) -> None:
+        _require_one(self.predictions, self.boxes, self.mask, self.image)
+
+    @classmethod
+    def of(cls, model: ModelRef, answer: EncodedAnswer) -> PredictAnswer:
+        """``answer``, signed by the model that gave it."""
+        return cls(
+            model=model,
+            predictions=answer.predictions,
+            boxes=answer.boxes,
+            mask=answer.mask,
+            image=answer.image,
+        )
+
+    @property
+    def answer(self) -> EncodedAnswer:
+        """The answer alone."""
+        return EncodedAnswer(
+            predictions=self.predictions, boxes=self.boxes, mask=self.mask, image=self.image
+        )
+
+
+def _require_one(*answers: object) -> None:
+    """Raise ``ValueError``, which a decoder turns into its own error."""
+    if sum(answer is not None for answer in answers) != 1:
+        raise ValueError("exactly one of predictions, boxes, mask and image must be there")
+
+
+class SeedRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ask a model that generates: one seed, one image."""
+
+    seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)]
 
 
 class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -159,7 +278,54 @@ def parse_server_timing(value: str | None) -> ServerTiming:
     )
 
 
+def format_picture_headers(model: ModelRef, region: Region | None) -> dict[str, str]:
+    """What JSON would say beside the picture, as headers."""
+    headers = {
+        _NAME_HEADER: model.name,
+        _VERSION_HEADER: model.version,
+        _SHA256_HEADER: model.sha256,
+    }
+    if model.labels_sha256 is not None:
+        headers[_LABELS_HEADER] = model.labels_sha256
+    if region is not None:
+        headers[_REGION_HEADER] = ",".join(repr(float(edge)) for edge in region)
+    return headers
+
+
+def parse_picture_headers(headers: Mapping[str, str]) -> tuple[ModelRef, Region | None]:
+    """The inverse of ``format_picture_headers``; names in ``headers`` are lower case.
+
+    Raises ``WireError`` when one is missing, too long or makes no sense.
+    """
+    said = {name: headers.get(name.lower()) for name in PICTURE_HEADERS}
+    if any(value is not None and len(value) > limits.MAX_HEADER_CHARS for value in said.values()):
+        raise WireError(
+            f"a header of the answer has more than {limits.MAX_HEADER_CHARS} characters"
+        )
+    name, version, sha256 = said[_NAME_HEADER], said[_VERSION_HEADER], said[_SHA256_HEADER]
+    if name is None or version is None or sha256 is None:
+        raise WireError("the answer's headers do not say which model gave it")
+    reference = ModelRef(
+        name=name, version=version, sha256=sha256, labels_sha256=said[_LABELS_HEADER]
+    )
+    return reference, _parse_region(said[_REGION_HEADER])
+
+
+def _parse_region(value: str | None) -> Region | None:
+    if value is None:
+        return None
+    try:
+        x_min, y_min, x_max, y_max = (float(edge) for edge in value.split(","))
+    except ValueError:
+        raise WireError(f"{_REGION_HEADER} must be four numbers") from None
+    region = (x_min, y_min, x_max, y_max)
+    if not all(math.isfinite(edge) for edge in region):
+        raise WireError(f"{_REGION_HEADER} must be four finite numbers")
+    return region
+
+
 _answer_decoder = msgspec.json.Decoder(PredictAnswer)
+_seed_decoder = msgspec.json.Decoder(SeedRequest)
 _problem_decoder = msgspec.json.Decoder(Problem)
 
 
@@ -171,6 +337,21 @@ def decode_answer(data: bytes) -> PredictAnswer:
         return _answer_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # ValidationError is one
         raise WireError(f"the broker's answer makes no sense: {error}") from None
+
+
+def encode_seed(seed: int) -> bytes:
+    """The body that asks a model for the image of ``seed`` (0 to ``MAX_SEED``)."""
+    return msgspec.json.encode(SeedRequest(seed=seed))
+
+
+def decode_seed(data: bytes) -> int:
+    """The seed of a ``SeedRequest``. Raises ``WireError``, or ``LimitExceeded`` on size."""
+    if len(data) > MAX_SEED_BODY_BYTES:
+        raise LimitExceeded(f"a seed's body has at most {MAX_SEED_BODY_BYTES} bytes")
+    try:
+        return _seed_decoder.decode(data).seed
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(f'the body must be {{"seed": NUMBER}}: {error}') from None
 
 
 def decode_problem(data: bytes) -> Problem | None:

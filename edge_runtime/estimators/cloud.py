@@ -1,4 +1,4 @@
-"""How long the broker itself takes: waiting in its queue, and running the model."""
+"""How long the broker itself takes: its queue, its model, and sending the answer."""
 
 from __future__ import annotations
 
@@ -19,20 +19,27 @@ class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_mean_ms: float = 5.0
     inference_mean_ms: float = 30.0
+    answer_mean_ms: float = 0.0
     samples: int = 0
     hint_ms: float | None = None
     hint_at_s: float = 0.0
 
     def observe(
-        self, timing: ServerTiming, queue_delay_ms: float | None, now_s: float
+        self,
+        timing: ServerTiming,
+        queue_delay_ms: float | None,
+        now_s: float,
+        *,
+        answer_ms: float | None = None,
     ) -> CloudEstimator:
-        """One answer's headers; what they leave out stays as it was."""
+        """One answer's headers, and how long its body took; what is None stays as it was."""
         state = self
         if timing.queue_ms is not None or timing.inference_ms is not None:
             state = msgspec.structs.replace(
                 state,
                 queue_mean_ms=self._step(self.queue_mean_ms, timing.queue_ms),
                 inference_mean_ms=self._step(self.inference_mean_ms, timing.inference_ms),
+                answer_mean_ms=self._step(self.answer_mean_ms, answer_ms),
                 samples=self.samples + 1,
             )
         if queue_delay_ms is not None:

@@ -70,6 +70,7 @@ class AiohttpTransport:
                     body=body,
                     connect_ms=timing.connect_ms,
                     first_byte_ms=first_byte_ms,
+                    body_ms=(time.perf_counter() - started) * 1e3 - first_byte_ms,
                 )
         except Exception as error:
             raise translate(error, self._url) from error

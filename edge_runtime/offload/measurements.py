@@ -80,7 +80,9 @@ class Measurements:
         """One answer to a request whose upload began with a window of ``window_bytes``."""
         timing = parse_server_timing(response.headers.get(SERVER_TIMING_HEADER.lower()))
         queue_delay_ms = parse_queue_delay_ms(response.headers.get(QUEUE_DELAY_HEADER.lower()))
-        self.cloud = self.cloud.observe(timing, queue_delay_ms, now_s)
+        self.cloud = self.cloud.observe(
+            timing, queue_delay_ms, now_s, answer_ms=response.body_ms if response.body else None
+        )
         if response.connect_ms > 0:
             window_bytes = INITIAL_WINDOW_BYTES
         if timing.recv_ms is not None:
@@ -110,7 +112,8 @@ class Measurements:
         ``round_trips``: of the connection's set-up, if it had to be opened, and one for the
         answer.
         """
-        server_ms = self.cloud.queue_ms(now_s) + self.cloud.inference_mean_ms
+        cloud = self.cloud
+        server_ms = cloud.queue_ms(now_s) + cloud.inference_mean_ms + cloud.answer_mean_ms
         budget_ms = elapsed_ms - server_ms - round_trips * self.rtt.srtt_ms
         bound = required_rate(wire_bytes(body_bytes), budget_ms, self.rtt.srtt_ms, window_bytes)
         self.link = self.link.observe_at_most(bound, now_s)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Final
 from uuid import uuid4
 
 import msgspec
 
 from edge_runtime.contract import limits
+from edge_runtime.contract.answer_codec import decode_answer_pixels, picture_of_file
 from edge_runtime.contract.errors import (
     BrokerFault,
     DeadlineExceeded,
@@ -20,19 +22,35 @@ from edge_runtime.contract.errors import (
     WireError,
     error_from_code,
 )
+from edge_runtime.contract.tasks import (
+    GenerationTask,
+    ImageToImageTask,
+    ReconstructionTask,
+    SegmentationTask,
+    Task,
+    TaskName,
+    task_name,
+)
+from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
+    JSON_MEDIA_TYPE,
     REQUEST_ID_HEADER,
-    PredictAnswer,
+    EncodedAnswer,
+    ModelRef,
+    PictureType,
     Problem,
     decode_answer,
     decode_problem,
+    parse_picture_headers,
 )
-from edge_runtime.offload.discovery import check_labels
+from edge_runtime.offload.discovery import Expected, check_labels
 from edge_runtime.offload.transport import HttpRequest, HttpResponse
 
 __all__ = [
+    "CloudReply",
     "Refusal",
+    "accept_header",
     "health_request",
     "models_request",
     "predict_request",
@@ -72,15 +90,30 @@ def models_request(api_key: str | None) -> HttpRequest:
     )
 
 
+def accept_header(task: Task, image_type: PictureType) -> str:
+    """How the answer shall come: pixels as a file, which is a quarter smaller than in JSON."""
+    if isinstance(task, SegmentationTask):
+        return f"image/png, {JSON_MEDIA_TYPE}"
+    if isinstance(task, ImageToImageTask | GenerationTask | ReconstructionTask):
+        return f"{image_type}, {JSON_MEDIA_TYPE}"
+    return JSON_MEDIA_TYPE
+
+
 def predict_request(
-    model: str, body: bytes, media_type: str, deadline_ms: int, api_key: str | None
+    model: str,
+    body: bytes,
+    media_type: str,
+    deadline_ms: int,
+    api_key: str | None,
+    accept: str = JSON_MEDIA_TYPE,
 ) -> HttpRequest:
-    """One image to answer within ``deadline_ms``."""
+    """One image or seed to answer within ``deadline_ms``."""
     return HttpRequest(
         method="POST",
         path=f"/v1/models/{model}:predict",
         headers={
             **_headers(api_key),
+            "Accept": accept,
             "Content-Type": media_type,
             DEADLINE_HEADER: str(min(deadline_ms, limits.MAX_DEADLINE_MS)),
             REQUEST_ID_HEADER: uuid4().hex,
@@ -143,24 +176,58 @@ def _retry_after_s(value: str | None) -> float:
     return min(float(value), _MAX_RETRY_S)
 
 
-def read_answer(
-    response: HttpResponse, model: str, labels: tuple[str, ...], labels_sha256: str
-) -> PredictAnswer:
-    """Decode an answer and hold it to the labels of the bundle.
+class CloudReply(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A sound answer, and which model gave it."""
+
+    model: ModelRef
+    answer: Answer
+
+
+_FIELDS: Final[dict[TaskName, str]] = {
+    "classification": "predictions",
+    "detection": "boxes",
+    "segmentation": "mask",
+    "image_to_image": "image",
+    "generation": "image",
+    "reconstruction": "image",
+}
+
+
+def read_answer(response: HttpResponse, model: str, expected: Expected) -> CloudReply:
+    """Decode an answer, JSON or a picture, and hold it to the bundle's task and labels.
 
     Raises ``LabelsMismatch`` when the model that answered has other labels, ``WireError``
-    when the answer contradicts itself or makes no sense.
+    when the answer contradicts itself, is of another task or makes no sense.
     """
-    answer = decode_answer(response.body)
-    if answer.model.name != model:
-        raise WireError(f"asked {model!r} and got an answer of {answer.model.name[:128]!r}")
-    check_labels(model, answer.model.labels_sha256, labels_sha256)
-    for prediction in answer.predictions:
-        if not 0 <= prediction.index < len(labels) or (
-            labels[prediction.index] != prediction.label
-        ):
-            raise WireError(
-                f"the broker's answer names class {prediction.index} "
-                f"{prediction.label[: limits.MAX_LABEL_CHARS]!r}, the bundle does not"
-            )
-    return answer
+    task = task_name(expected.task)
+    media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type in ("image/png", "image/jpeg"):
+        reference, region = parse_picture_headers(response.headers)
+        file_type: PictureType = "image/png" if media_type == "image/png" else "image/jpeg"
+        picture = picture_of_file(response.body, file_type, region)
+        encoded = (
+            EncodedAnswer(mask=picture) if task == "segmentation" else EncodedAnswer(image=picture)
+        )
+    else:
+        said = decode_answer(response.body)
+        reference, encoded = said.model, said.answer
+    if reference.name != model:
+        raise WireError(f"asked {model!r} and got an answer of {reference.name[:128]!r}")
+    check_labels(model, reference.labels_sha256, expected)
+    if getattr(encoded, _FIELDS[task]) is None:
+        raise WireError(f"the broker's answer holds no {_FIELDS[task]}: it is of another task")
+    for prediction in encoded.predictions or ():
+        _check_class(prediction.index, prediction.label, expected.labels)
+    for box in encoded.boxes or ():
+        _check_class(box.index, box.label, expected.labels)
+        if box.x_min > box.x_max or box.y_min > box.y_max:
+            raise WireError("the broker's answer holds a box with its corners the wrong way round")
+    return CloudReply(model=reference, answer=decode_answer_pixels(encoded, expected.task))
+
+
+def _check_class(index: int, label: str, labels: tuple[str, ...]) -> None:
+    if not 0 <= index < len(labels) or labels[index] != label:
+        raise WireError(
+            f"the broker's answer names class {index} {label[: limits.MAX_LABEL_CHARS]!r}, "
+            "the bundle does not"
+        )

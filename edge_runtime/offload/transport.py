@@ -34,6 +34,8 @@ class HttpResponse(msgspec.Struct, frozen=True, kw_only=True):
     """Waiting for and opening a connection; 0: a warm one was used."""
     first_byte_ms: float = 0.0
     """From the call until the head of the answer was there, ``connect_ms`` included."""
+    body_ms: float = 0.0
+    """From the head of the answer to its end."""
 
 
 @runtime_checkable

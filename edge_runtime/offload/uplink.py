@@ -24,13 +24,15 @@ from edge_runtime.contract.errors import (
     NetworkUnreachable,
     WireError,
 )
-from edge_runtime.contract.tasks import Prediction
-from edge_runtime.contract.wire import ModelRef, PredictAnswer, ServerTiming
-from edge_runtime.offload.discovery import ServedModel, choose_model, decode_models
+from edge_runtime.contract.tasks.answer import Answer
+from edge_runtime.contract.wire import ModelRef, PictureType, ServerTiming
+from edge_runtime.offload.discovery import Expected, ServedModel, choose_model, decode_models
 from edge_runtime.offload.health import Health
 from edge_runtime.offload.loop import LoopThread
 from edge_runtime.offload.measurements import Measurements
 from edge_runtime.offload.messages import (
+    CloudReply,
+    accept_header,
     health_request,
     models_request,
     predict_request,
@@ -49,32 +51,35 @@ _WARM_PAUSE_S = 1.0
 _HOLD_S = 10.0
 
 
-class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back for one image."""
+class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What came back for one request."""
 
-    predictions: tuple[Prediction, ...]
+    answer: Answer
     model: ModelRef
     timing: ServerTiming
     total_ms: float
 
 
 class Uplink:
-    """The broker behind ``transport``, asked on behalf of a bundle with these labels."""
+    """The broker behind ``transport``, asked on behalf of one bundle.
+
+    ``image_type``: how answers that are images shall come.
+    """
 
     def __init__(
         self,
         transport: Transport,
         *,
-        labels: tuple[str, ...],
-        labels_sha256: str,
+        expected: Expected,
+        image_type: PictureType,
         cloud_model: str | None,
         api_key: str | None,
         link_type: str,
         random: Callable[[], float],
     ) -> None:
         self._transport = transport
-        self._labels = labels
-        self._labels_sha256 = labels_sha256
+        self._expected = expected
+        self._accept = accept_header(expected.task, image_type)
         self._wanted = cloud_model
         self._api_key = api_key
         self._health = Health(random)
@@ -106,6 +111,7 @@ class Uplink:
         cloud = CloudOutlook(
             queue_ms=self._measured.cloud.queue_ms(now),
             inference_ms=self._measured.cloud.inference_mean_ms,
+            answer_ms=self._measured.cloud.answer_mean_ms,
             breaker=self._health.breaker.state,
             obstacle=None if held is None else held.code,
         )
@@ -131,7 +137,7 @@ class Uplink:
         )
 
     def submit(self, body: bytes, media_type: str, deadline_s: float) -> Future[CloudAnswer]:
-        """Upload one image; the future ends by ``deadline_s`` (``time.monotonic``).
+        """Upload one image or seed; the future ends by ``deadline_s`` (``time.monotonic``).
 
         It raises ``RemoteError``, ``WireError``, ``LabelsMismatch``, ``ImageError`` (the
         broker's verdict) or ``ConfigError`` (several models fit). Cancelling it closes the
@@ -187,29 +193,31 @@ class Uplink:
                     await self._warm()
                     self._health.require_closed()
                 model = await self._find()
-                answer, timing = await self._upload(model, body, media_type, deadline_s)
+                reply, timing = await self._upload(model, body, media_type, deadline_s)
         except TimeoutError:
             waited_ms = (time.monotonic() - started) * 1e3
             late = DeadlineExceeded(f"no answer of the broker within {waited_ms:.0f} ms")
             self._health.missed(late)
             raise late from None
         return CloudAnswer(
-            predictions=answer.predictions,
-            model=answer.model,
+            answer=reply.answer,
+            model=reply.model,
             timing=timing,
             total_ms=(time.monotonic() - started) * 1e3,
         )
 
     async def _upload(
         self, model: ServedModel, body: bytes, media_type: str, deadline_s: float
-    ) -> tuple[PredictAnswer, ServerTiming]:
+    ) -> tuple[CloudReply, ServerTiming]:
         sent = time.monotonic()
         left_ms = int((deadline_s - sent) * 1e3)
         if left_ms < 1:
             raise TimeoutError
         window_bytes = self._measured.window_bytes(sent)
         set_up = self._setup_round_trips()
-        request = predict_request(model.name, body, media_type, left_ms, self._api_key)
+        request = predict_request(
+            model.name, body, media_type, left_ms, self._api_key, self._accept
+        )
         self._in_flight_bytes += len(body)
         self.uploads += 1
         self.uploaded_bytes += len(body)
@@ -232,7 +240,7 @@ class Uplink:
         timing = self._measured.learn(response, len(body), window_bytes, time.monotonic())
         return self._judge(response, model), timing
 
-    def _judge(self, response: HttpResponse, model: ServedModel) -> PredictAnswer:
+    def _judge(self, response: HttpResponse, model: ServedModel) -> CloudReply:
         """The answer in ``response``, or what is wrong with it, raised and remembered."""
         try:
             self._health.check_status(response)
@@ -240,7 +248,7 @@ class Uplink:
             self._model = None
             raise
         try:
-            answer = read_answer(response, model.name, self._labels, self._labels_sha256)
+            reply = read_answer(response, model.name, self._expected)
         except LabelsMismatch as error:
             self._model = None
             self._health.refused(error, hold_s=_HOLD_S)
@@ -249,11 +257,11 @@ class Uplink:
             self._health.failed(error)
             raise
         self._health.answered()
-        if answer.model.sha256 != model.sha256:  # updated since, and found to fit as well
+        if reply.model.sha256 != model.sha256:  # updated since, and found to fit as well
             self._model = msgspec.structs.replace(
-                model, version=answer.model.version, sha256=answer.model.sha256
+                model, version=reply.model.version, sha256=reply.model.sha256
             )
-        return answer
+        return reply
 
     async def _send(self, request: HttpRequest) -> HttpResponse:
         """One exchange; no answer at all is a hard failure."""
@@ -299,7 +307,7 @@ class Uplink:
             self._health.failed(error)
             raise
         try:
-            self._model = choose_model(served, self._wanted, self._labels_sha256)
+            self._model = choose_model(served, self._wanted, self._expected)
         except NearfarError as error:
             self._health.refused(error, hold_s=_HOLD_S)
             raise

@@ -4,7 +4,9 @@ With local confidence ``c`` and a time left ``t``, upload exactly when
 
     g(c) * P(T_cloud <= t) > price,     g(c) = max(0, P(cloud right | c) - c)
 
-The local answer is held meanwhile, so a wrong guess costs bytes and never the answer.
+The local answer is held meanwhile, so a wrong guess costs bytes and never the answer. Where
+answers carry no score (an image has none), ``GainPrior.local_right`` stands for ``c``, and
+nothing is won by waiting for the local answer first.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class GainPrior(msgspec.Struct, frozen=True, kw_only=True):
 
     cloud_right_if_local_right: float = 0.95
     cloud_right_if_local_wrong: float = 0.48
+    local_right: float = 0.72
+    """Taken for ``c`` where answers carry no score: that compact classifier's share."""
 
     def signed(self, confidence: float) -> float:
         """P(cloud right | c) - c: below zero where the local answer is the better one."""
@@ -66,7 +70,7 @@ class Adaptive:
     def decide(self, situation: Situation) -> Decision:
         """First CASCADE or HEDGED; then CASCADE (upload) or LOCAL.
 
-        CLOUD_ONLY without a local model.
+        HEDGED or LOCAL where answers carry no score; CLOUD_ONLY without a local model.
         """
         local, link, cloud = situation.local, situation.link, situation.cloud
         obstacle = cloud_obstacle(situation)
@@ -78,6 +82,8 @@ class Adaptive:
                 reason=obstacle or "no_broker",
                 predicted_local_ms=local.queue_wait_ms + local.p50_ms,
             )
+        if not situation.scored:
+            return self._by_prior(situation, local, link, cloud)
         if situation.confidence is None:
             return self._before(situation, local, link, cloud)
         return self._after(situation, situation.confidence, link, cloud)
@@ -98,6 +104,26 @@ class Adaptive:
         warm = forecast(link, cloud, situation.upload_bytes, situation.time_left_ms, warm=True)
         pays = gain * warm.p_in_time > _price(situation, warm)
         return _with_warm_up(decision, situation, pays)
+
+    def _by_prior(
+        self, situation: Situation, local: LocalOutlook, link: LinkOutlook, cloud: CloudOutlook
+    ) -> Decision:
+        """No score will come: both sides at once, or the device alone."""
+        local_ms = local.queue_wait_ms + local.p50_ms
+        size, left_ms = situation.upload_bytes, situation.time_left_ms
+        now = forecast(link, cloud, size, left_ms)
+        price = _price(situation, now)
+        gain = self.gain.gain(self.gain.local_right)
+        expected = gain * now.p_in_time
+        if expected > price:
+            return _decision(
+                Action.HEDGED, "prior_gain_above_price", now, expected, price, local_ms
+            )
+        if gain <= _price(situation, None):
+            return _decision(Action.LOCAL, "prior_gain_below_price", now, expected, price, local_ms)
+        decision = _decision(Action.LOCAL, "cloud_too_late", now, expected, price, local_ms)
+        warm = forecast(link, cloud, size, left_ms, warm=True)
+        return _with_warm_up(decision, situation, gain * warm.p_in_time > _price(situation, warm))
 
     def _before(
         self, situation: Situation, local: LocalOutlook, link: LinkOutlook, cloud: CloudOutlook

@@ -96,6 +96,8 @@ class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_ms: float
     inference_ms: float
+    answer_ms: float = 0.0
+    """Reading the answer's body: next to nothing for labels, not for an image."""
     breaker: BreakerState = "CLOSED"
     obstacle: str | None = None
     """Code of the error that stands in the way for now (``unauthorized``, ...)."""
@@ -139,7 +141,10 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """None, as is ``cloud``: no broker is configured."""
     cloud: CloudOutlook | None
     confidence: float | None = None
-    """Score of the local answer's first class; None: not yet known (the first question)."""
+    """Of the local answer in itself, in [0, 1] (``edge_runtime/confidence.py``); None: not
+    yet known (the first question), or never."""
+    scored: bool = True
+    """False: answers of this task carry no score, so there is no confidence to wait for."""
     private: bool = False
     conditions: Conditions = Conditions()
     prices: Prices = Prices()

@@ -1,6 +1,6 @@
 """When would a cloud answer arrive: a distribution, not a point.
 
-    T = setup RTT + T_upload(r, RTT) + T_queue + T_model + RTT
+    T = setup RTT + T_upload(r, RTT) + T_queue + T_model + RTT + T_answer
 
 with a log-normal rate ``r`` and three weighted nodes for the RTT. ``T <= t`` holds exactly
 when the rate is at least ``required_rate``, so for each node the probability is one normal
@@ -42,7 +42,7 @@ def forecast(
     """Predict one upload that starts now; ``warm``: as if the connection were open."""
     size_bytes = wire_bytes(upload_bytes) + link.in_flight_bytes
     round_trips = 1 if warm else 1 + link.setup_round_trips
-    server_ms = cloud.queue_ms + cloud.inference_ms
+    server_ms = cloud.queue_ms + cloud.inference_ms + cloud.answer_ms
     deviation = max(link.log_rate_deviation, _MIN_DEVIATION)
     p_in_time = 0.0
     for deviations, weight in _RTT_NODES:

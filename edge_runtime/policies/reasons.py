@@ -25,6 +25,10 @@ REASONS = MappingProxyType(
         "ask_after_local": "the local answer comes first and may need a second opinion",
         "hedge_pays": "waiting for the local answer would cost the cloud's",
         "gain_above_price": "the cloud's answer is worth more than its price",
+        "prior_gain_above_price": "answers of this task carry no score; what the cloud usually "
+        "gains is worth its price",
+        "prior_gain_below_price": "answers of this task carry no score; what the cloud usually "
+        "gains is not worth its price",
         "confident": "the local answer is sure enough",
         "cloud_too_late": "a cloud answer in time is too unlikely for its price",
         "connection_cold": "the connection is not open yet; it is being opened for the next image",

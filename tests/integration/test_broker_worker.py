@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from broker.executors.base import ExecutorOptions, ImageInput
+from broker.executors.base import BatchItem, ExecutorOptions
 from broker.executors.worker import WorkerExecutor
 from broker.models.servable import ModelKey, open_servable
 from edge_runtime.contract import errors as e
@@ -47,19 +47,22 @@ async def worker(events: Events) -> AsyncIterator[WorkerExecutor]:
 
 async def test_a_batch_is_answered_image_by_image(worker: WorkerExecutor):
     good, bad = images.png(1), images.png(1)[:-500]
-    outcome = await worker.run(TINY, [ImageInput(good, 2), ImageInput(bad), ImageInput(good, 1)])
+    outcome = await worker.run(TINY, [BatchItem(good, 2), BatchItem(bad), BatchItem(good, 1)])
     first, second, third = outcome.results
     assert isinstance(second, e.ImageUnreadable)
     assert not isinstance(first, e.NearfarError)
     assert not isinstance(third, e.NearfarError)
     expected = direct_scores(tiny_net(), good)
-    assert [len(first), len(third)] == [2, 1]
-    assert first[0].index == third[0].index == int(expected.argmax())
-    assert first[0].score == pytest.approx(expected.max(), abs=1e-6)
+    assert first.predictions is not None
+    assert third.predictions is not None
+    assert [len(first.predictions), len(third.predictions)] == [2, 1]
+    best = first.predictions[0]
+    assert best.index == third.predictions[0].index == int(expected.argmax())
+    assert best.score == pytest.approx(expected.max(), abs=1e-6)
 
 
 async def test_a_batch_of_only_bad_images_runs_no_model(worker: WorkerExecutor):
-    outcome = await worker.run(TINY, [ImageInput(b"junk"), ImageInput(images.bomb_png())])
+    outcome = await worker.run(TINY, [BatchItem(b"junk"), BatchItem(images.bomb_png())])
     assert [type(result) for result in outcome.results] == [e.ImageUnreadable, e.ImageTooLarge]
 
 
@@ -70,7 +73,7 @@ async def test_killed_in_the_middle_the_batch_is_lost_retryably_and_the_next_one
     assert pid is not None
     restarts = worker.stats().restarts
     with stopped(pid):
-        batch = asyncio.create_task(worker.run(TINY, [ImageInput(images.png())]))
+        batch = asyncio.create_task(worker.run(TINY, [BatchItem(images.png())]))
         await asyncio.sleep(0.1)
         assert not batch.done()
         os.kill(pid, signal.SIGKILL)
@@ -84,7 +87,7 @@ async def test_killed_in_the_middle_the_batch_is_lost_retryably_and_the_next_one
     assert worker.stats().pid != pid
     assert not is_running(pid)
     assert {"pid": pid, "exit": "killed by SIGKILL"} in events.named("worker_exited")
-    outcome = await worker.run(TINY, [ImageInput(images.png())])
+    outcome = await worker.run(TINY, [BatchItem(images.png())])
     assert not isinstance(outcome.results[0], e.NearfarError)
 
 
@@ -94,9 +97,9 @@ async def test_killed_while_idle_it_is_replaced(worker: WorkerExecutor):
     os.kill(pid, signal.SIGKILL)
     await until(lambda: not worker.stats().ready)
     with pytest.raises(e.WorkerLost):
-        await worker.run(TINY, [ImageInput(images.png())])
+        await worker.run(TINY, [BatchItem(images.png())])
     await asyncio.wait_for(worker.wait_ready(), 120)
-    outcome = await worker.run(TINY, [ImageInput(images.png())])
+    outcome = await worker.run(TINY, [BatchItem(images.png())])
     assert not isinstance(outcome.results[0], e.NearfarError)
 
 
@@ -107,7 +110,7 @@ async def test_a_hung_worker_is_stopped_and_replaced():
         pid = executor.stats().pid
         assert pid is not None
         with stopped(pid), pytest.raises(e.WorkerLost, match="no sign of life"):
-            await executor.run(TINY, [ImageInput(images.png())])
+            await executor.run(TINY, [BatchItem(images.png())])
         await asyncio.wait_for(executor.wait_ready(), 120)
         assert not is_running(pid)
     finally:
@@ -119,7 +122,7 @@ async def test_interrupts_and_terminations_are_left_to_the_broker(worker: Worker
     assert pid is not None
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGTERM)
-    outcome = await worker.run(TINY, [ImageInput(images.png())])
+    outcome = await worker.run(TINY, [BatchItem(images.png())])
     assert not isinstance(outcome.results[0], e.NearfarError)
     assert worker.stats().pid == pid
 

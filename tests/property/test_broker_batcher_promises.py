@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.executors.base import BatchItem
 from broker.models.servable import ModelKey
 from broker.scheduling.batcher import form_batch
 from broker.scheduling.latency import LatencyModel
@@ -37,7 +38,7 @@ def waiting_and_model(
             deadline_s=NOW_S + left_s,
             upload_bytes=size_bytes,
             probe=probe,
-            image=b"x" * size_bytes,
+            item=BatchItem(b"x" * size_bytes),
         )
         ticket.place = waiting.push(ticket.deadline_s, ticket)
     latency = LatencyModel()
@@ -63,7 +64,7 @@ def test_every_batch_keeps_its_promises(
     # Bounds hold; a single image may pass the byte bound, or it would wait forever.
     assert len(formed.tickets) <= max_batch
     if len(formed.tickets) > 1:
-        assert sum(len(ticket.image) for ticket in formed.tickets) <= max_bytes
+        assert sum(len(ticket.item.body) for ticket in formed.tickets) <= max_bytes
     # Earliest deadlines go first, and nothing expired runs.
     assert [t.deadline_s for t in formed.tickets] == sorted(t.deadline_s for t in formed.tickets)
     if formed.tickets and after:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.executors import frames
-from broker.executors.base import ImageInput
+from broker.executors.base import BatchItem
 from broker.models.servable import ModelKey
 from edge_runtime.contract.errors import (
     ImageUnreadable,
@@ -17,10 +17,36 @@ from edge_runtime.contract.errors import (
     WireError,
     error_from_code,
 )
-from edge_runtime.contract.tasks.classification import Prediction
+from edge_runtime.contract.tasks import Box, Prediction
+from edge_runtime.contract.wire import EncodedAnswer, Picture
 
 text = st.text(max_size=40)
 predictions = st.builds(Prediction, index=st.integers(0, 10**6), label=text, score=st.floats(0, 1))
+numbers = st.floats(-1e6, 1e6)
+boxes = st.builds(
+    Box,
+    index=st.integers(0, 10**6),
+    label=text,
+    score=st.floats(0, 1),
+    x_min=numbers,
+    y_min=numbers,
+    x_max=numbers,
+    y_max=numbers,
+)
+pictures = st.builds(
+    Picture,
+    media_type=st.sampled_from(["image/png", "image/jpeg"]),
+    width=st.integers(1, 9999),
+    height=st.integers(1, 9999),
+    region=st.none() | st.tuples(numbers, numbers, numbers, numbers),
+    data=st.binary(max_size=99),
+)
+answers = st.one_of(
+    st.builds(EncodedAnswer, predictions=st.lists(predictions, min_size=1, max_size=3).map(tuple)),
+    st.builds(EncodedAnswer, boxes=st.lists(boxes, max_size=3).map(tuple)),
+    st.builds(EncodedAnswer, mask=pictures),
+    st.builds(EncodedAnswer, image=pictures),
+)
 to_worker = st.one_of(
     st.builds(
         frames.Load,
@@ -31,8 +57,14 @@ to_worker = st.one_of(
     st.builds(
         frames.RunBatch,
         model=st.builds(ModelKey, text, text),
-        images=st.lists(
-            st.builds(ImageInput, st.binary(max_size=99), st.none() | st.integers(1, 9)),
+        items=st.lists(
+            st.builds(
+                BatchItem,
+                st.binary(max_size=99),
+                st.none() | st.integers(1, 9),
+                st.sampled_from(["image/png", "image/jpeg"]),
+                st.booleans(),
+            ),
             max_size=4,
         ).map(tuple),
     ),
@@ -45,9 +77,7 @@ from_worker = st.one_of(
         frames.BatchDone,
         results=st.lists(
             st.one_of(
-                st.builds(
-                    frames.Answered, predictions=st.lists(predictions, max_size=3).map(tuple)
-                ),
+                st.builds(frames.Answered, answer=answers),
                 st.builds(frames.Failure, code=text, detail=text),
             ),
             max_size=4,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from broker.executors.base import BatchOutcome, ExecutorStats, ImageInput
+from broker.executors.base import BatchItem, BatchOutcome, ExecutorStats
 from broker.models.servable import ModelKey
 from edge_runtime.contract.errors import NearfarError
-from edge_runtime.contract.tasks.classification import Prediction
+from edge_runtime.contract.tasks import Prediction
+from edge_runtime.contract.wire import EncodedAnswer
 
 
 class SleepExecutor:
@@ -25,17 +26,18 @@ class SleepExecutor:
     async def start(self) -> None:
         pass
 
-    async def run(self, model: ModelKey, batch: Sequence[ImageInput]) -> BatchOutcome:
-        self.batches.append((model.name, [item.image for item in batch]))
+    async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
+        self.batches.append((model.name, [item.body for item in batch]))
         await self.gate.wait()
         await asyncio.sleep((self.fixed_ms + len(batch) * self.image_ms) / 1e3)
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
-        return BatchOutcome(results=[self._answer(item.image) for item in batch])
+        return BatchOutcome(results=[self._answer(item.body) for item in batch])
 
-    def _answer(self, image: bytes) -> tuple[Prediction, ...] | NearfarError:
-        return (Prediction(index=0, label=image.decode("latin-1"), score=1.0),)
+    def _answer(self, body: bytes) -> EncodedAnswer | NearfarError:
+        label = body.decode("latin-1")
+        return EncodedAnswer(predictions=(Prediction(index=0, label=label, score=1.0),))
 
     def ready_in_s(self) -> float:
         return 0.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.executors.base import ImageInput
+from broker.executors.base import BatchItem
 from broker.executors.program import TorchProgram
 from broker.models.servable import open_servable
 from edge_runtime.contract import errors as e
@@ -39,6 +39,8 @@ def net_that(behavior: str):
             scores = batch.mean((2, 3)).repeat(1, 2)[:, :5]
             if behavior == "gives two tensors":
                 return scores, scores
+            if behavior == "gives no tensor":
+                return scores, 3
             if behavior == "gives four classes":
                 return scores[:, :4]
             return scores * float("nan")
@@ -52,7 +54,8 @@ def net_that(behavior: str):
         ("other record", e.ManifestError, "export it again"),
         ("no record", e.ManifestError, "holds no"),
         ("static batch", e.ModelLoadError, "dynamic batch axis"),
-        ("gives two tensors", e.ModelLoadError, "exactly one tensor"),
+        ("gives two tensors", e.ModelLoadError, r"gives \[1, 5\], \[1, 5\] for a batch of 1"),
+        ("gives no tensor", e.ModelLoadError, "no tensor"),
         ("gives four classes", e.ModelLoadError, r"its manifest says \[1, 5\]"),
     ],
 )
@@ -83,15 +86,17 @@ def test_junk_does_not_load_and_no_traceback_is_logged(
 def test_a_model_that_answers_nan_is_an_inference_error(tmp_path: Path):
     folder = write_servable(tmp_path / "tiny", net_that("gives NaN"))
     program = TorchProgram.load(open_servable(folder), "cpu")
-    (result,) = program.run([ImageInput(images.png())])
+    (result,) = program.run([BatchItem(images.png())])
     assert isinstance(result, e.InferenceError)
     assert "NaN" in result.detail
 
 
-def test_signs_of_life_come_after_each_image_and_after_the_model(program: TorchProgram):
+def test_signs_of_life_come_after_each_image_after_the_model_and_after_each_answer(
+    program: TorchProgram,
+):
     signs = []
-    program.run([ImageInput(images.png())] * 3, lambda: signs.append(1))
-    assert len(signs) == 4
+    program.run([BatchItem(images.png())] * 3, lambda: signs.append(1))
+    assert len(signs) == 3 + 1 + 3
 
 
 def test_an_unforeseen_failure_costs_one_image_and_names_nothing(
@@ -107,7 +112,7 @@ def test_an_unforeseen_failure_costs_one_image_and_names_nothing(
         return decode_image(data)
 
     monkeypatch.setattr("broker.executors.program.decode_image", failing)
-    good, bad = program.run([ImageInput(images.png(0)), ImageInput(poison)])
+    good, bad = program.run([BatchItem(images.png(0)), BatchItem(poison)])
     assert not isinstance(good, e.NearfarError)
     assert isinstance(bad, e.BrokerFault)
     assert "/secret" not in bad.detail

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from broker.executors.base import BatchItem
 from broker.models.servable import ModelKey
 from broker.scheduling.scheduler import Scheduler
 from broker.telemetry import Telemetry
@@ -29,7 +30,7 @@ async def running(
 ) -> AsyncIterator[Scheduler]:
     scheduler = Scheduler(executor, (A, B), Telemetry(), max_batch=max_batch, max_queue=max_queue)
     if warm:
-        await scheduler.warm_up(b"warm")
+        await scheduler.warm_up(dict.fromkeys((A, B), b"warm"))
         executor.batches.clear()
     scheduler.start()
     try:
@@ -43,8 +44,9 @@ async def ask(
 ) -> str:
     deadline_s = asyncio.get_running_loop().time() + left_s
     with scheduler.admitted(model, deadline_s, len(image)) as ticket:
-        answer = await scheduler.submit(ticket, image, None)
-        return answer.predictions[0].label
+        answer = await scheduler.submit(ticket, BatchItem(image))
+        assert answer.encoded.predictions is not None
+        return answer.encoded.predictions[0].label
 
 
 async def until(condition, limit_s: float = 5.0) -> None:
@@ -246,7 +248,7 @@ async def test_goodput_holds_at_three_times_the_load():
         try:
             with scheduler.admitted(A, deadline_s, 10) as ticket:
                 async with asyncio.timeout_at(deadline_s):  # as the HTTP handler does
-                    await scheduler.submit(ticket, b"x", None)
+                    await scheduler.submit(ticket, BatchItem(b"x"))
         except Overloaded:
             refused += 1
         except (DeadlineExceeded, TimeoutError):

@@ -13,7 +13,7 @@ from broker.models.repository import Repository, find_servables
 from broker.models.servable import open_servable
 from edge_runtime.contract import errors as e
 from edge_runtime.contract.manifest import SERVABLE_NAME, Servable, canonical_json
-from edge_runtime.contract.tasks import DetectionTask
+from edge_runtime.contract.tasks import SegmentationTask
 from tests.support.servables import (
     LABELS,
     manifest_sha256,
@@ -55,7 +55,7 @@ HARMS: list[tuple[str, Callable[[Path], object], type[e.NearfarError]]] = [
     ("an unknown key", add_unknown_key, e.ManifestError),
     ("no JSON", lambda f: (f / SERVABLE_NAME).write_bytes(b"\xff{"), e.ManifestError),
     ("a name with a newline", lambda f: rewrite(f, name="tiny\n"), e.ManifestError),
-    ("another task", lambda f: rewrite(f, task=DetectionTask(classes=5)), e.ManifestError),
+    ("another task", lambda f: rewrite(f, task=SegmentationTask(classes=5)), e.ManifestError),
     ("no labels record", lambda f: rewrite(f, labels=None), e.ManifestError),
 ]
 

@@ -32,7 +32,8 @@ from edge_runtime.contract.errors import (
     Unauthorized,
     WireError,
 )
-from edge_runtime.offload.discovery import ServedModel, choose_model, decode_models
+from edge_runtime.contract.tasks import ClassificationTask
+from edge_runtime.offload.discovery import Expected, ServedModel, choose_model, decode_models
 from edge_runtime.offload.endpoint import check_api_key, check_broker_url
 from edge_runtime.offload.failures import translate
 from edge_runtime.offload.messages import predict_request, read_answer, refusal
@@ -43,6 +44,7 @@ from edge_runtime.testing import problem
 URL = "https://broker.example"
 URL_OBJECT = yarl.URL(URL)
 OURS, OTHERS = "a" * 64, "b" * 64
+EXPECTED = Expected(task=ClassificationTask(classes=2), labels=("ant", "bee"), labels_sha256=OURS)
 MODEL = {"name": "x", "version": "1", "sha256": "", "labels_sha256": None, "task": "t"}
 
 
@@ -108,31 +110,31 @@ def served(name: str, labels: str | None = OURS, version: str = "1") -> ServedMo
 
 def test_no_model_at_all_is_not_found() -> None:
     with pytest.raises(ModelNotFound, match="serves no model"):
-        choose_model((), None, OURS)
+        choose_model((), None, EXPECTED)
 
 
 def test_a_named_model_that_is_not_there_is_not_found_and_the_others_are_named() -> None:
     with pytest.raises(ModelNotFound, match="it serves: large"):
-        choose_model((served("large"),), "small", OURS)
+        choose_model((served("large"),), "small", EXPECTED)
 
 
 @pytest.mark.parametrize("wanted", [None, "large"])
 @pytest.mark.parametrize("labels", [OTHERS, None])
 def test_a_model_with_other_labels_is_refused(wanted: str | None, labels: str | None) -> None:
     with pytest.raises(LabelsMismatch):
-        choose_model((served("large", labels),), wanted, OURS)
+        choose_model((served("large", labels),), wanted, EXPECTED)
 
 
 def test_two_models_that_fit_need_a_choice() -> None:
     models = (served("one"), served("two"), served("three", OTHERS))
     with pytest.raises(ConfigError, match="one, two"):
-        choose_model(models, None, OURS)
-    assert choose_model(models, "two", OURS).name == "two"
+        choose_model(models, None, EXPECTED)
+    assert choose_model(models, "two", EXPECTED).name == "two"
 
 
 def test_the_only_model_with_our_labels_is_taken() -> None:
     models = (served("other", OTHERS), served("large"), served("large", version="2"))
-    assert choose_model(models, None, OURS) == models[1]
+    assert choose_model(models, None, EXPECTED) == models[1]
 
 
 @pytest.mark.parametrize(
@@ -225,12 +227,12 @@ def answer_body(**changes: Any) -> bytes:
 def test_an_answer_that_makes_no_sense_is_a_wire_error(body: bytes) -> None:
     response = HttpResponse(status=200, headers={}, body=body)
     with pytest.raises(WireError):
-        read_answer(response, "large", ("ant", "bee"), OURS)
+        read_answer(response, "large", EXPECTED)
 
 
 def test_a_sound_answer_is_read() -> None:
     response = HttpResponse(status=200, headers={}, body=answer_body())
-    assert read_answer(response, "large", ("ant", "bee"), OURS).predictions[0].label == "bee"
+    assert read_answer(response, "large", EXPECTED).answer.predictions[0].label == "bee"
 
 
 @pytest.mark.parametrize("digest", [OTHERS, None])
@@ -238,7 +240,7 @@ def test_an_answer_of_a_model_with_other_labels_is_named_as_such(digest: str | N
     body = answer_body(model={"labels_sha256": digest}, prediction={"label": "wasp"})
     response = HttpResponse(status=200, headers={}, body=body)
     with pytest.raises(LabelsMismatch):
-        read_answer(response, "large", ("ant", "bee"), OURS)
+        read_answer(response, "large", EXPECTED)
 
 
 def test_a_request_says_how_much_time_is_left() -> None:

@@ -12,7 +12,9 @@ import edge_runtime
 
 PUBLIC = [
     "Action",
+    "Answer",
     "BackendUnavailable",
+    "Box",
     "BrokerFault",
     "Bundle",
     "CircuitOpen",

@@ -24,7 +24,7 @@ __all__ = ["Answer", "answer"]
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """Exactly one of these is set."""
+    """Exactly one of the first four is set."""
 
     predictions: tuple[Prediction, ...] | None = None
     """Classification, best first."""
@@ -34,6 +34,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """Segmentation: ``[H, W]`` at the model's output size."""
     image: NDArray[np.uint8] | None = None
     """Image to image, generation, reconstruction: RGB ``[H, W, 3]``."""
+    region: tuple[float, float, float, float] | None = None
+    """What the pixels of ``class_map`` or ``image`` show: x_min, y_min, x_max, y_max in
+    pixels of the upright original image, for the crop leaves its edges out."""
 
 
 def answer(

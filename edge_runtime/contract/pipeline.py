@@ -1,0 +1,100 @@
+"""One request from its image or seed to a model's input, and from its outputs to an answer.
+
+The device and the broker both go this way, so that they differ in the model alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.contract import limits, preprocess
+from edge_runtime.contract.files import read_bounded
+from edge_runtime.contract.geometry import Geometry, geometry_of
+from edge_runtime.contract.preprocess import Preprocess
+from edge_runtime.contract.tasks import DetectionTask, Task
+from edge_runtime.contract.tasks.answer import Answer, answer
+from edge_runtime.contract.tasks.generation import latent_from_seed
+from edge_runtime.contract.tensors import TensorSpec, pack_image
+
+__all__ = ["Prepared", "finish", "prepare_image", "prepare_seed", "read_anchors"]
+
+_ANCHOR_BYTES = 16
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What goes into the model, batch 1, and what is remembered of where it came from."""
+
+    array: NDArray[Any]
+    geometry: Geometry | None = None
+    """None: from a seed."""
+    region: tuple[float, float, float, float] | None = None
+    """What the model sees of the upright original image: see ``Answer.region``."""
+
+
+def prepare_image(record: Preprocess, spec: TensorSpec, rgb: NDArray[np.uint8]) -> Prepared:
+    """Pre-process uint8 RGB ``[H, W, 3]`` for the input ``spec``.
+
+    An input of uint8 gets pixels (its model holds the normalization), another one the
+    normalized float32. Raises ``ImageTooLarge``, or ``TensorError`` when the record does not
+    lead to ``spec``.
+    """
+    step = preprocess.apply_uint8 if spec.dtype == "uint8" else preprocess.apply
+    array = pack_image(step(record, rgb), spec)
+    geometry = geometry_of(record, rgb.shape[0], rgb.shape[1])
+    height, width = record.size
+    seen = geometry.boxes_to_original(np.array([[0.0, 0.0, width, height]]))[0]
+    x_min, y_min, x_max, y_max = (float(edge) for edge in seen)
+    return Prepared(array=array, geometry=geometry, region=(x_min, y_min, x_max, y_max))
+
+
+def prepare_seed(spec: TensorSpec, seed: int) -> Prepared:
+    """The latent of ``seed`` in the shape of the input ``spec``, float32, batch 1."""
+    count = int(np.prod(spec.shape[1:]))
+    array = latent_from_seed(seed, count).reshape(1, *spec.shape[1:])
+    return Prepared(array=array)
+
+
+def finish(
+    task: Task,
+    outputs: Sequence[NDArray[np.generic]],
+    prepared: Prepared,
+    *,
+    labels: tuple[str, ...],
+    anchors: NDArray[np.float32] | None,
+    top_k: int | None,
+) -> Answer:
+    """The answer from one image's outputs (``tensors.canonical``); raises ``TensorError``.
+
+    Where pre-processing mirrors the image, pixels of the answer are mirrored back.
+    """
+    given = answer(
+        task,
+        outputs,
+        labels=labels,
+        anchors=anchors,
+        geometry=prepared.geometry,
+        top_k=top_k,
+    )
+    if given.class_map is None and given.image is None:
+        return given
+    changes: dict[str, Any] = {"region": prepared.region}
+    if prepared.geometry is not None and prepared.geometry.flipped:
+        if given.class_map is not None:
+            changes["class_map"] = np.ascontiguousarray(given.class_map[:, ::-1])
+        if given.image is not None:
+            changes["image"] = np.ascontiguousarray(given.image[:, ::-1])
+    return msgspec.structs.replace(given, **changes)
+
+
+def read_anchors(root: Path, task: Task) -> NDArray[np.float32] | None:
+    """The anchors of a verified folder, float32 ``[N, 4]``; None for another task."""
+    if not isinstance(task, DetectionTask):
+        return None
+    data = read_bounded(root / task.anchors.path, limits.MAX_ANCHORS * _ANCHOR_BYTES)
+    return np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(task.anchors.count, 4)
