@@ -28,10 +28,11 @@ from typing import Any
 import msgspec
 from benchmarks.machine import describe_machine
 
-from converters.convert import Conversion, FileOptions, Outcome, plan
+from converters.convert import Conversion, Outcome
 from converters.convert import convert as convert_source
 from converters.dataset import Dataset, read_dataset
 from converters.options import source_request
+from converters.plan import FileOptions, plan
 from converters.recipes import FORMATS, OFFERED, REFUSED, find_recipe
 from converters.verify.gates import default_gates
 from converters.verify.verify import Options, VariantReport, verify_bundle

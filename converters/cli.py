@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from converters.convert import Conversion, FileOptions, plan
+from converters.convert import Conversion
 from converters.convert import convert as convert_source
 from converters.dataset import Dataset, image_digests, read_dataset
 from converters.export import Export, export_servable
@@ -25,6 +25,7 @@ from converters.options import (
     source_request,
     write_json,
 )
+from converters.plan import FileOptions, plan
 from converters.progress import JobProgress
 from converters.recipes import FORMATS, OFFERED, RECIPES, REFUSED
 from converters.report.html import write_html
@@ -85,6 +86,15 @@ _source_options = source_options
 @click.option("--nms", is_flag=True, help="Detection: decode and exact NMS inside the file.")
 @click.option("--argmax", is_flag=True, help="Segmentation: classes, not scores, come out.")
 @click.option(
+    "--gates", type=click.Path(path_type=Path), metavar="TOML",
+    help="Other bounds than the default, a table for each precision.",
+)  # fmt: skip
+@click.option(
+    "--auto", is_flag=True,
+    help="Where a gate fails, find the fewest layers to keep in floating point, or fall back "
+    "to the next precision; says which, and what it cost.",
+)  # fmt: skip
+@click.option(
     "--keep-going", is_flag=True,
     help="Leave out variants that cannot be written, name them, and exit with 1.",
 )  # fmt: skip
@@ -107,6 +117,8 @@ def convert(
     input_mode: str,
     nms: bool,
     argmax: bool,
+    gates: Path | None,
+    auto: bool,
     keep_going: bool,
     min_ios: str | None,
     min_android_api: int | None,
@@ -152,15 +164,19 @@ def convert(
                 calibration=data,
                 noise=noise,
                 options=options,
+                gates=read_gates(gates, request.task),
                 name=name,
                 version=model_version,
                 force=force,
+                auto=auto,
                 keep_going=keep_going,
                 jobs=jobs,
                 listener=progress.update,
             )
         )
     print_report(outcome.report, console, outcome.seconds)
+    for variant_id, done in outcome.restored.items():
+        console.print(done.sentence(variant_id), highlight=False)
     for name_left, found in outcome.left_out.items():
         console.print(f"[red]{name_left}[/red] was not written: {found.detail}", highlight=False)
     if not outcome.labels_given and outcome.manifest.labels is not None:

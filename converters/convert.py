@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from converters.auto import Restored, next_precision, restore
 from converters.baked import baked_record
 from converters.bundle_writer import (
     add_variant_files,
@@ -24,43 +26,41 @@ from converters.golden import GOLDEN_COUNT, write_golden_images
 from converters.jobs import (
     Artifact,
     ConvertJob,
-    InGraph,
     Job,
     JobResult,
     Prepared,
     PrepareJob,
     RoundJob,
+    Sensitivity,
+    SensitivityJob,
     SourceRequest,
 )
-from converters.recipes import RECIPES, REFUSED, Recipe
+from converters.plan import FileOptions, Target
+from converters.quality import with_quality
+from converters.recipes import RECIPES
 from converters.supervisor import JobError, Listener, Supervisor
 from converters.tasks import ANCHORS_FILE
 from converters.verify.figures import Finding
-from converters.verify.gates import default_gates
+from converters.verify.gates import Gates, default_gates
 from converters.verify.verify import Options, Report, VariantReport, measure_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import (
     CalibrationError,
     ConversionError,
     NearfarError,
-    PrecisionRefused,
 )
 from edge_runtime.contract.files import atomic_directory
 from edge_runtime.contract.manifest import (
     CalibrationRecord,
     FileMetadata,
     Format,
-    InputMode,
     Manifest,
-    MinOs,
     Precision,
-    Quality,
-    Variant,
     canonical_json,
 )
 from edge_runtime.contract.tasks import task_name
 
-__all__ = ["Conversion", "FileOptions", "Outcome", "Target", "convert", "plan"]
+__all__ = ["Conversion", "Outcome", "convert"]
 
 _METHOD = "min-max over all inputs; weights by GPTQ rounding"
 _CHECK_IMAGES = 64
@@ -69,27 +69,8 @@ _NOISE_IMAGES = 32
 _MAX_LABELS_IN_FILE = 20_000
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Target:
-    """One variant to write."""
-
-    format: Format
-    precision: Precision
-    recipe: Recipe
-
-    @property
-    def id(self) -> str:
-        """``tflite-int8``."""
-        return f"{self.format}-{self.precision}"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FileOptions:
-    """What every file of the bundle takes and gives."""
-
-    input_mode: InputMode = "float"
-    in_graph: tuple[InGraph, ...] = ()
-    min_os: MinOs | None = None
+Written = tuple[Format, Precision, str, Artifact]
+"""A variant's format, precision, path in the bundle, and its converter's answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,10 +83,14 @@ class Conversion:
     calibration: Dataset | None = None
     noise: bool = False
     """Calibrate with noise where there are no images."""
-    options: FileOptions = FileOptions()
+    options: FileOptions = dataclasses.field(default_factory=FileOptions)
+    gates: Gates | None = None
+    """Other bounds than the task's own."""
     name: str | None = None
     version: str = "1.0.0"
     force: bool = False
+    auto: bool = False
+    """Give variants that fail their gate their accuracy back, or a stand-in."""
     keep_going: bool = False
     """A variant that cannot be written is left out and named, instead of ending it all."""
     jobs: int = 1
@@ -121,60 +106,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[str, float]
     peak_rss_bytes: dict[str, int]
     labels_given: bool
+    restored: dict[str, Restored] = {}
+    """What ``auto`` did, by variant."""
     left_out: dict[str, Finding] = {}
     """Variants that could not be written, by id: the error's code, and why."""
-
-
-def plan(
-    formats: Sequence[Format], precisions: Sequence[Precision], options: FileOptions
-) -> tuple[list[Target], list[str]]:
-    """The variants to write, and a sentence for each combination that cannot be.
-
-    Raises ``PrecisionRefused`` when a requested format or precision would get nothing.
-    """
-    targets = []
-    refused = []
-    for format_name in formats:
-        for precision in precisions:
-            recipe = RECIPES.get((format_name, precision))
-            reason = REFUSED.get((format_name, precision), "not offered")
-            if recipe is not None:
-                reason = _obstacle(recipe, options)
-            if recipe is None or reason:
-                refused.append(f"{format_name} {precision}: {reason}")
-            else:
-                targets.append(Target(format=format_name, precision=precision, recipe=recipe))
-    made_formats = {target.format for target in targets}
-    made_precisions = {target.precision for target in targets}
-    if set(formats) - made_formats or set(precisions) - made_precisions:
-        raise PrecisionRefused("; ".join(refused))
-    return targets, refused
-
-
-def _obstacle(recipe: Recipe, options: FileOptions) -> str:
-    """Why this recipe cannot be with these options; empty when it can."""
-    if recipe.calibrated and "nms" in options.in_graph:
-        return (
-            "box decoding and NMS lose too much in integers: leave --nms out (the runtime does "
-            "both), or take a float precision"
-        )
-    least = options.min_os
-    if least is None:
-        return ""
-    own_ios, own_android = recipe.min_os.ios, recipe.min_os.android_api
-    if least.ios is not None and own_ios is not None and _version(own_ios) > _version(least.ios):
-        return f"it needs iOS {own_ios}, the app is to run on iOS {least.ios}"
-    if (
-        least.android_api is not None
-        and own_android is not None
-        and own_android > least.android_api
-    ):
-        return f"it needs Android API {own_android}, the app is to run on {least.android_api}"
-    return ""
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split("."))
 
 
 def convert(request: Conversion) -> Outcome:
@@ -208,6 +143,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
         self.peak: dict[str, int] = {}
         self.left_out: dict[str, Finding] = {}
+        self.restored: dict[str, Restored] = {}
 
     def run(self) -> Outcome:
         request = self.request
@@ -228,11 +164,15 @@ class _Run:
         if not artifacts:
             target, found = next(iter(self.left_out.items()))
             raise ConversionError(f"no variant could be written. {target}: {found.detail}")
-        (self.root / "reference" / "calibration.npy").unlink(missing_ok=True)
+        calibration = self.root / "reference" / "calibration.npy"
+        if calibration.exists():  # no part of the bundle
+            calibration.rename(self.work / "calibration.npy")
         manifest = self._write(prepared, golden, record, artifacts)
         report = self._measure()
+        if request.auto and not report.passed:
+            manifest, report = self._restore(prepared, golden, record, artifacts, report)
         images = calibrated and request.calibration is not None
-        manifest = _with_quality(manifest, report, "calibration" if images else "golden")
+        manifest = with_quality(manifest, report, "calibration" if images else "golden")
         write_manifest(self.root, manifest)
         return Outcome(
             bundle=str(request.output),
@@ -241,6 +181,7 @@ class _Run:
             seconds=self.seconds,
             peak_rss_bytes=self.peak,
             labels_given=prepared.labels_given,
+            restored=self.restored,
             left_out=self.left_out,
         )
 
@@ -292,7 +233,7 @@ class _Run:
         digests = image_digests(self.request.calibration.files)
         return write_calibration_record(self.root, digests, _METHOD)
 
-    def _convert_all(self, prepared: Prepared) -> list[tuple[Format, Precision, str, Artifact]]:
+    def _convert_all(self, prepared: Prepared) -> list[Written]:
         """Variants that start from nothing first, then those that start from an fp32 file."""
         targets = list(self.request.targets)
         made: dict[str, tuple[Path, Artifact]] = {}
@@ -327,6 +268,72 @@ class _Run:
             if target.id in made
         ]
 
+    def _restore(
+        self,
+        prepared: Prepared,
+        golden: Sequence[Path],
+        record: CalibrationRecord | None,
+        artifacts: list[Written],
+        report: Report,
+    ) -> tuple[Manifest, Report]:
+        """Convert what failed again, with layers kept; then with the next precision."""
+        made = {f"{name}-{precision}": path for name, precision, path, _ in artifacts}
+        order: list[str] | None = None
+        for failed in [entry for entry in report.variants if not entry.passed]:
+            target = next((t for t in self.request.targets if t.id == failed.id), None)
+            if target is None:
+                continue
+            done = Restored(sqnr_db_before=failed.sqnr_db, size_before=failed.size_bytes)
+            if target.recipe.calibrated:
+                order = order if order is not None else self._sensitive_layers()
+                tries = _Tries(self, prepared, golden, record, artifacts, target)
+                done = restore(failed, order, tries.attempt)
+                if done.kept:
+                    tries.settle(done.kept)
+            if not done.kept:
+                done = self._stand_in(prepared, artifacts, target, done, made)
+            self.restored[target.id] = done
+        manifest = self._write(prepared, golden, record, artifacts)
+        return manifest, self._measure()
+
+    def _sensitive_layers(self) -> list[str]:
+        job = SensitivityJob(
+            source=self.request.source, calibration=str(self.work / "calibration.npy")
+        )
+        answer = self._call("sensitivity", job).answer
+        assert isinstance(answer, Sensitivity)  # noqa: S101  # what a SensitivityJob answers
+        return [name for name, _ in answer.layers]
+
+    def _stand_in(
+        self,
+        prepared: Prepared,
+        artifacts: list[Written],
+        target: Target,
+        done: Restored,
+        made: dict[str, str],
+    ) -> Restored:
+        """Add the next precision of the format, unless it is there."""
+        finer = next_precision(target.format, target.precision)
+        if finer is None:
+            return done
+        other = Target(
+            format=target.format, precision=finer, recipe=RECIPES[(target.format, finer)]
+        )
+        if other.id not in made:
+            bases = {
+                name: (self.root / path, artifact)
+                for (kind, precision, path, artifact) in artifacts
+                if (name := f"{kind}-{precision}")
+            }
+            if other.recipe.from_fp32 and f"{target.format}-fp32" not in bases:
+                return done
+            result = self._call(other.id, self._job(other, prepared, bases))
+            assert isinstance(result.answer, Artifact)  # noqa: S101
+            path = self.work / other.id / result.answer.path
+            made[other.id] = add_variant_files(self.root, other.format, finer, path)
+            artifacts.append((other.format, finer, made[other.id], result.answer))
+        return msgspec.structs.replace(done, stand_in=other.id)
+
     def _leave_out(self, target: Target, error: JobError) -> None:
         self.left_out[target.id] = Finding(name=error.cause.code, detail=error.cause.detail)
         if target.precision != "fp32":
@@ -342,7 +349,7 @@ class _Run:
         out_dir.mkdir(exist_ok=True)
         recipe, options = target.recipe, self.request.options
         base = made[f"{target.format}-fp32"][0] if recipe.from_fp32 else None
-        calibration = str(self.root / "reference" / "calibration.npy")
+        calibration = str(self._calibration_file())
         return ConvertJob(
             source=self.request.source,
             format=target.format,
@@ -361,6 +368,11 @@ class _Run:
             rounded=str(self.work / "rounded.safetensors") if recipe.rounded else None,
             base=str(base) if base else None,
         )
+
+    def _calibration_file(self) -> Path:
+        """Where the inputs lie: the child writes them beside the reference."""
+        moved = self.work / "calibration.npy"
+        return moved if moved.exists() else self.root / "reference" / "calibration.npy"
 
     def _name(self) -> str:
         return self.request.name or default_name(self.request.source.source)
@@ -387,7 +399,7 @@ class _Run:
         prepared: Prepared,
         golden: Sequence[Path],
         record: CalibrationRecord | None,
-        artifacts: Sequence[tuple[Format, Precision, str, Artifact]],
+        artifacts: Sequence[Written],
     ) -> Manifest:
         tools = dict(prepared.tools)
         for _, _, _, artifact in artifacts:
@@ -407,9 +419,12 @@ class _Run:
         write_manifest(self.root, manifest)
         return manifest
 
-    def _measure(self) -> Report:
-        """Run every saved file where it will run, before anyone sees the bundle."""
+    def _measure(self, only: str | None = None) -> Report:
+        """Run every saved file, or one, where it will run, before anyone sees the bundle."""
         bundle = Bundle.open(self.root)
+        if only is not None:
+            chosen = tuple(v for v in bundle.manifest.variants if v.id == only)
+            bundle.manifest = msgspec.structs.replace(bundle.manifest, variants=chosen)
         data = self.request.calibration
         if bundle.manifest.preprocess is None:
             files: tuple[Path, ...] = ()
@@ -419,40 +434,67 @@ class _Run:
             step = max(1, len(data.files) // _CHECK_IMAGES)
             files = data.files[::step][:_CHECK_IMAGES]
         options = Options(
-            gates=default_gates(task_name(bundle.manifest.task)),
+            gates=self.request.gates or default_gates(task_name(bundle.manifest.task)),
             jobs=self.request.jobs,
             listener=self.request.listener,
         )
         return measure_bundle(bundle, Dataset(files=files), options)
 
 
+class _Tries:
+    """Conversions of one variant with different layers kept, in the place of its file."""
+
+    def __init__(
+        self,
+        run: _Run,
+        prepared: Prepared,
+        golden: Sequence[Path],
+        record: CalibrationRecord | None,
+        artifacts: list[Written],
+        target: Target,
+    ) -> None:
+        self.run = run
+        self.prepared = prepared
+        self.golden = golden
+        self.record = record
+        self.artifacts = artifacts
+        self.target = target
+        self.current: tuple[str, ...] = ()
+
+    def settle(self, keep: tuple[str, ...]) -> None:
+        """Make the file with ``keep`` the one in the bundle."""
+        if keep == self.current:
+            return
+        target, run = self.target, self.run
+        job = msgspec.structs.replace(run._job(target, self.prepared, {}), keep=keep)
+        shutil.rmtree(job.out_dir)
+        Path(job.out_dir).mkdir()
+        result = run._call(target.id, job)
+        assert isinstance(result.answer, Artifact)  # noqa: S101
+        place = next(
+            index
+            for index, (name, precision, _, _) in enumerate(self.artifacts)
+            if f"{name}-{precision}" == target.id
+        )
+        old = run.root / self.artifacts[place][2]
+        if old.is_dir():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
+        path = add_variant_files(
+            run.root, target.format, target.precision, Path(job.out_dir) / result.answer.path
+        )
+        self.artifacts[place] = (target.format, target.precision, path, result.answer)
+        self.current = keep
+
+    def attempt(self, keep: tuple[str, ...]) -> VariantReport:
+        """Convert with ``keep`` in floating point and judge the file."""
+        self.settle(keep)
+        run = self.run
+        run._write(self.prepared, self.golden, self.record, self.artifacts)
+        return run._measure(only=self.target.id).variants[0]
+
+
 def _failure(target_id: str, error: JobError) -> NearfarError:
     """The child's own error, with the variant's name in front."""
     return type(error.cause)(f"{target_id}: {error.cause.detail}")
-
-
-def _with_quality(manifest: Manifest, report: Report, data: str) -> Manifest:
-    figures = {entry.id: entry for entry in report.variants}
-    variants = tuple(_judged(variant, figures[variant.id], data) for variant in manifest.variants)
-    return msgspec.structs.replace(manifest, variants=variants)
-
-
-def _judged(variant: Variant, entry: VariantReport, data: str) -> Variant:
-    quality = Quality(
-        data="calibration" if data == "calibration" else "golden",
-        images=entry.images,
-        sqnr_db_mean=round(entry.sqnr_db or 0.0, 2),
-        sqnr_db_min=round(entry.sqnr_db_min or 0.0, 2),
-        max_abs=entry.max_abs or 0.0,
-        agreement=entry.agreement,
-        metrics={name: round(value, 4) for name, value in entry.metrics.items()},
-        size_ratio=round(entry.size_ratio or 0.0, 4),
-        passed=entry.passed,
-        reasons=entry.reasons,
-    )
-    return msgspec.structs.replace(
-        variant,
-        quality=quality,
-        ship=entry.passed,
-        peak_ram_bytes=entry.peak_ram_bytes or 0,
-    )

@@ -42,6 +42,8 @@ __all__ = [
     "RunResult",
     "SamplesJob",
     "SamplesResult",
+    "Sensitivity",
+    "SensitivityJob",
     "SourceRequest",
     "VariantRun",
 ]
@@ -132,6 +134,19 @@ class Rounded(_Message, tag="rounded", kw_only=True):
 
     folded: int
     rounded: int
+
+
+class SensitivityJob(_Message, tag="sensitivity", kw_only=True):
+    """Order the layers by what 8 bits cost each."""
+
+    source: SourceRequest
+    calibration: str
+
+
+class Sensitivity(_Message, tag="sensitive", kw_only=True):
+    """Layers, worst first, with the SQNR in dB when only that layer is in 8 bits."""
+
+    layers: list[tuple[str, float]]
 
 
 class ConvertJob(_Message, tag="convert", kw_only=True):
@@ -289,8 +304,8 @@ class SamplesResult(_Message, tag="rendered", kw_only=True):
     answers: dict[str, list[RenderedAnswer]] = {}
 
 
-Job = PrepareJob | RoundJob | ConvertJob | RunJob | LayersJob | SamplesJob
-Answer = Prepared | Rounded | Artifact | RunResult | LayersResult | SamplesResult
+Job = PrepareJob | RoundJob | SensitivityJob | ConvertJob | RunJob | LayersJob | SamplesJob
+Answer = Prepared | Rounded | Sensitivity | Artifact | RunResult | LayersResult | SamplesResult
 
 
 class JobResult(_Message, kw_only=True):

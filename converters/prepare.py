@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.jobs import Prepared, PrepareJob, Rounded, RoundJob
+from converters.jobs import (
+    Prepared,
+    PrepareJob,
+    Rounded,
+    RoundJob,
+    Sensitivity,
+    SensitivityJob,
+)
 from converters.sources import Source, load_source
 from converters.tasks import ANCHORS_FILE, class_count, describe_model
 from converters.verify.metrics import chance_probability
@@ -38,6 +45,7 @@ __all__ = [
     "golden_stride",
     "latent",
     "load_pixels",
+    "order_layers",
     "prepare",
     "round_for_int8",
     "tensors",
@@ -48,6 +56,7 @@ CALIBRATION_SEED = 1000
 """Latents that calibrate a generator have this seed and the following ones."""
 _CHANCE_P = 0.01
 _MIN_LABELED = 20
+_SENSITIVITY_INPUTS = 8
 
 
 def load_pixels(record: Preprocess, path: Path, role: str) -> NDArray[np.float32]:
@@ -284,3 +293,22 @@ def round_for_int8(job: RoundJob) -> Rounded:
     values = {name: value.contiguous().clone() for name, value in module.state_dict().items()}
     save_file(values, job.out_file)
     return Rounded(folded=folded, rounded=rounded)
+
+
+def order_layers(job: SensitivityJob) -> Sensitivity:
+    """What 8 bits cost each layer of the source, worst first."""
+    import torch
+
+    from converters.restore.sensitivity import layer_sensitivity
+
+    report_progress("building the model")
+    source = load_source(job.source)
+    inputs = np.load(job.calibration, mmap_mode="r")
+    step = max(1, inputs.shape[0] // _SENSITIVITY_INPUTS)
+    samples = torch.from_numpy(np.array(inputs[::step][:_SENSITIVITY_INPUTS]))
+    layers = layer_sensitivity(
+        source.module,
+        samples,
+        lambda done, total: report_progress("measuring layers", done, total),
+    )
+    return Sensitivity(layers=layers)

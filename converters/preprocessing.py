@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.contract.errors import ConfigError, ContractError
-from edge_runtime.contract.preprocess import NAMED, Preprocess, named
+from edge_runtime.contract.preprocess import NAMED, Preprocess, ResizeExact, named
 
 __all__ = ["KERAS_MODES", "declared", "keras_mode"]
 
@@ -45,15 +45,25 @@ def declared(
     height: int | None,
     width: int | None,
     resize_size: int | None,
+    squeeze: bool = False,
 ) -> Preprocess:
     """The record for ``--preprocess CHOICE``: one of ``NAMED``, or a TOML file.
 
-    Raises ``ConfigError``, with the list of names or the offending key.
+    ``squeeze``: without a ``resize_size`` the whole photo goes in, its aspect ratio
+    changed, instead of its center; boxes and masks cover all of it then. Raises
+    ``ConfigError``, with the list of names or the offending key.
     """
     if choice in NAMED:
         if height is None or width is None:
             raise ConfigError(f"--preprocess {choice} needs --input-size: pixels of the input")
         try:
+            if squeeze and resize_size is None:
+                color, normalization = NAMED[choice]
+                return Preprocess(
+                    resize=ResizeExact(height=height, width=width),
+                    color=color,
+                    normalization=normalization,
+                )
             return named(choice, height, width, resize_shorter=resize_size)
         except ContractError as error:
             raise ConfigError(f"--preprocess {choice}: {error.detail}") from None

@@ -73,7 +73,7 @@ def ready_module(job: ConvertJob) -> ReadyModule:
     module = source.module
     rewrites: list[str] = []
     if job.rounded is not None:
-        module, rewrites = _rounded(source, Path(job.rounded), job.inputs[0])
+        module, rewrites = _rounded(source, Path(job.rounded), job.inputs[0], job.keep)
     inputs, outputs, preprocess = job.inputs, job.outputs, job.preprocess
     if job.in_graph:
         from converters.rewrites.in_graph import append_in_graph
@@ -103,8 +103,13 @@ def ready_module(job: ConvertJob) -> ReadyModule:
     )
 
 
-def _rounded(source: Source, weights: Path, spec: TensorSpec) -> tuple[Any, list[str]]:
-    """A copy with batch norms folded and the weights that ``round_for_int8`` chose."""
+def _rounded(
+    source: Source, weights: Path, spec: TensorSpec, keep: tuple[str, ...]
+) -> tuple[Any, list[str]]:
+    """A copy with batch norms folded and the weights that ``round_for_int8`` chose.
+
+    Layers to keep in floating point have their own weights.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -114,6 +119,10 @@ def _rounded(source: Source, weights: Path, spec: TensorSpec) -> tuple[Any, list
     generator = torch.Generator().manual_seed(0)
     folded = fold_batch_norm(module, torch.rand((2, *spec.shape[1:]), generator=generator))
     state = load_file(str(weights))
+    own = module.state_dict()
+    for name in state:
+        if name.rpartition(".")[0] in keep and name in own:
+            state[name] = own[name]
     for name, layer in module.named_modules():  # bias correction may add a bias
         if f"{name}.bias" in state and getattr(layer, "bias", False) is None:
             layer.bias = torch.nn.Parameter(state[f"{name}.bias"], requires_grad=False)

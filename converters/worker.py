@@ -28,6 +28,7 @@ from converters.jobs import (
     RoundJob,
     RunJob,
     SamplesJob,
+    SensitivityJob,
 )
 from edge_runtime.contract.errors import ConversionError, NearfarError
 
@@ -55,6 +56,10 @@ def _run(job: Job) -> Answer:
         from converters.prepare import round_for_int8
 
         return round_for_int8(job)
+    if isinstance(job, SensitivityJob):
+        from converters.prepare import order_layers
+
+        return order_layers(job)
     if isinstance(job, ConvertJob):
         from converters.formats.base import find_backend
 

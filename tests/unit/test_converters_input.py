@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from converters.cli import convert, verify
-from converters.convert import FileOptions, plan
 from converters.dataset import read_dataset
 from converters.golden import write_golden_images
+from converters.plan import FileOptions, plan
 from converters.preprocessing import KERAS_MODES, declared, keras_mode
 from converters.recipes import FORMATS, OFFERED, RECIPES, REFUSED
 from converters.sources import read_labels_file
