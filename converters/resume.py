@@ -46,13 +46,10 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    key: str
     result: JobResult
     files: tuple[_File, ...]
     """Stored as ``0000``, ``0001`` ... beside the record."""
-
-
-class _Uncertain(Exception):
-    """Not everything that decides the result is known: do not keep it."""
 
 
 class JobCache:
@@ -95,7 +92,7 @@ class JobCache:
             return None
         try:
             entry = _read_record(folder / _RECORD)
-            if entry is None:
+            if entry is None or entry.key != key:
                 raise FileNotFoundError
             self._restore(job, folder, entry)
             os.utime(folder / _RECORD)
@@ -120,7 +117,7 @@ class JobCache:
             return False
         try:
             with self._draft() as draft:
-                size = _store(job, result, draft)
+                size = _store(before, job, result, draft)
                 if size > self._max_bytes:
                     return False
                 draft.rename(self._root / before)
@@ -136,6 +133,8 @@ class JobCache:
 
         Raises ``FileNotFoundError`` for an entry that is not what its record says.
         """
+        if not entry.files:
+            return
         target = _home(job)
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".resume-") as scratch:
@@ -165,9 +164,7 @@ class JobCache:
 
     def _clean(self) -> None:
         """Remove the drafts of processes that died."""
-        for draft in self._root.glob("draft-*"):
-            if draft.suffix == ".lock":
-                continue
+        for draft in {path.with_suffix("") for path in self._root.glob("draft-*")}:
             lock = draft.with_suffix(".lock")
             try:
                 with lock.open("a") as file:
@@ -250,14 +247,14 @@ def _below(root: Path, place: Path) -> list[tuple[str, Path]]:
     return [(path.relative_to(root).as_posix(), path) for path in files]
 
 
-def _store(job: Job, result: JobResult, draft: Path) -> int:
+def _store(key: str, job: Job, result: JobResult, draft: Path) -> int:
     """Write an entry into ``draft``; returns its bytes."""
     files = []
     for number, (name, path) in enumerate(_results(job, result)):
         with path.open("rb") as source, (draft / f"{number:04d}").open("wb") as copy:
             sha256, size = copy_digest(source, copy)
         files.append(_File(path=name, size_bytes=size, sha256=sha256))
-    body = msgspec.json.encode(_Entry(result=result, files=tuple(files)))
+    body = msgspec.json.encode(_Entry(key=key, result=result, files=tuple(files)))
     record = hashlib.sha256(body).hexdigest().encode() + b"\n" + body
     (draft / _RECORD).write_bytes(record)
     return sum(item.size_bytes for item in files) + len(record)
