@@ -13,19 +13,19 @@ import msgspec
 __all__ = ["BITS", "Census", "make_census"]
 
 BITS: dict[str, int] = {
-    "float64": 64, "float32": 32, "float16": 16, "bfloat16": 16, "int16": 16,
+    "float32": 32, "float16": 16, "bfloat16": 16, "int16": 16,
     "int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "uint1": 1,
 }  # fmt: skip
 """Bits of one stored weight, by the name used in ``Census.weight_bytes``. Palettes count by
-the bits of an index. Wider integers are left out: they are shapes, indices, and biases at
-accumulator width, and no quantizer makes them smaller."""
+the bits of an index. Wider numbers are left out: they are shapes, indices, scales and biases
+at accumulator width, and no quantizer makes them smaller."""
 
 
 class Census(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one file holds. Make it with ``make_census``."""
 
     weight_bytes: dict[str, int]
-    """Bytes of constants by number type, as stored (two int4 a byte). Wider integers too."""
+    """Bytes of constants by number type, as stored (two int4 a byte). Wider numbers too."""
     ops: dict[str, int]
     """How often each operator occurs, by the format's own name for it."""
     quantized_ops: int = 0

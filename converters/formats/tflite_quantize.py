@@ -21,6 +21,8 @@ from edge_runtime.contract.manifest import Precision
 __all__ = ["QuantizedFile", "kept_operators", "quantize", "statistics"]
 
 _STATIC = ("int8", "a16w8")
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+"""Their second input is the weight."""
 _ROOTS = ("RSQRT", "SQRT")
 _ARITHMETIC = (
     "ADD", "BROADCAST_TO", "DIV", "MEAN", "MUL", "POW", "RESHAPE", "RSQRT", "SQRT", "SQUARE",
@@ -168,23 +170,21 @@ def kept_operators(
 ) -> tuple[list[str], tuple[str, ...]]:
     """Scopes of the operators to leave in float, and which of ``keep`` have any.
 
-    A scope is the names of an operator's outputs, each followed by a semicolon: what the
-    quantizer matches. An operator belongs to the modules in the names of its outputs and
-    of its constants; to what lies around the net when none of them is the net's.
+    An operator belongs to the modules in the name of its weight, or else
+    of its outputs and constants; to what lies around the net when none is the net's.
     """
     model = read_model(data)
     scopes: list[str] = []
     met: set[str] = set()
     for graph in model.subgraphs:
         names = [(tensor.name or b"").decode() for tensor in graph.tensors]
-        for operator in graph.operators:
-            constants = [
-                index
-                for index in (() if operator.inputs is None else operator.inputs)
-                if index >= 0 and _is_constant(model, graph.tensors[index])
-            ]
+        for operator, kind in zip(graph.operators, operator_names(model, graph), strict=True):
+            inputs = [] if operator.inputs is None else [i for i in operator.inputs if i >= 0]
+            constants = [i for i in inputs if _is_constant(model, graph.tensors[i])]
             own = [names[index] for index in (*operator.outputs, *constants)]
             paths = _paths(own)
+            if kind in _WEIGHTED:  # other names may lie on it where two layers share an input
+                paths = _paths([names[inputs[1]]]) or paths
             hit = {name for name in keep if any(_within(path, name) for path in paths)}
             met |= hit
             if hit or _is_around(own, paths, post_processed=post_processed):
