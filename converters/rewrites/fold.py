@@ -7,6 +7,8 @@ second, per-channel range, and behind a transposed convolution LiteRT rejects th
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
@@ -20,13 +22,19 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def check_equal(
-    name: str, before: torch.Tensor, after: torch.Tensor, tolerance: float = 1e-4
-) -> None:
+Answer: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+def check_equal(name: str, before: Answer, after: Answer, tolerance: float = 1e-4) -> None:
     """Raise ``ConversionError`` when a rewrite changed the answer.
 
-    Tolerance is relative to the largest magnitude of the answer before.
+    Tolerance is relative to the largest magnitude of each output before.
     """
+    if not isinstance(before, torch.Tensor):
+        for one, other in zip(before, after, strict=True):
+            check_equal(name, one, other, tolerance)
+        return
+    assert isinstance(after, torch.Tensor)  # noqa: S101  # a rewrite keeps the form
     scale = float(before.abs().max()) or 1.0
     error = float((before - after).abs().max()) / scale
     if not error <= tolerance:  # catches NaN
