@@ -203,6 +203,7 @@ def _mend_average_pools(model: Any) -> None:
     by the cells inside the image; a saved file means the same on each.
     """
     import keras
+    import torch
     import torch.nn.functional as F
 
     def mended(layer: Any) -> Any:
@@ -217,7 +218,7 @@ def _mend_average_pools(model: Any) -> None:
                 out = -(-size // strides[axis])
                 surplus = max((out - 1) * strides[axis] + kernel[axis] - size, 0)
                 pads += [surplus // 2, surplus - surplus // 2]
-            ones = image.new_ones((1, 1, *image.shape[2:]))
+            ones = torch.ones((1, 1, *image.shape[2:]))
             share = F.avg_pool2d(F.pad(ones, pads), kernel, strides)
             pooled = F.avg_pool2d(F.pad(image, pads), kernel, strides) * (1.0 / share)
             return pooled.permute(0, 2, 3, 1) if last else pooled

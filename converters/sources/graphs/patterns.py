@@ -19,7 +19,10 @@ _EPSILON = 1e-3
 def find_patterns(flat: Flat) -> None:
     """Biases and scales of layers, batch norms, hard sigmoids. Needs ``record_shapes``."""
     for node in list(flat.graph.nodes):
-        if opname(node) in ("add", "mul", "multiply"):
+        if opname(node) == "slice":
+            _crop(flat, node)
+    for node in list(flat.graph.nodes):
+        if opname(node) in ("add", "mul", "multiply", "sub", "subtract"):
             _absorb(flat, node)
     for node in list(flat.graph.nodes):
         if opname(node) in ("sub", "subtract"):
@@ -54,22 +57,29 @@ def _per_channel(value: torch.Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _absorb(flat: Flat, node: fx.Node) -> None:
-    """Put an addition or a product, channel by channel, into the layer before it."""
-    scaling = opname(node) in ("mul", "multiply")
-    layer, value, _ = _sides(flat, node)
-    if value is None or not isinstance(layer, fx.Node) or bound(node).get("alpha", 1) != 1:
+    """Put an addition or a product, channel by channel, into the layer before it.
+
+    Through crops of height and width too; there a difference as well, since a batch norm
+    behind a crop could not be folded later.
+    """
+    name = opname(node)
+    last, value, _ = _sides(flat, node)
+    if value is None or not isinstance(last, fx.Node) or bound(node).get("alpha", 1) != 1:
         return
     shape = node.meta.get("shape", ())
-    if not _per_channel(value, shape) or len(layer.users) != 1:
+    if not _per_channel(value, shape) or last.meta.get("shape") != shape:
         return
-    if layer.meta.get("shape") != shape:
+    layer = last
+    while opname(layer) == "slice" and bound(layer)["dim"] in (2, 3) and len(layer.users) == 1:
+        layer = layer.args[0]
+    if len(layer.users) != 1 or (layer is last and name in ("sub", "subtract")):
         return
     parts = _layer_parts(flat, layer)
-    if parts is None:
+    if parts is None or (name in ("sub", "subtract") and last is not node.args[0]):
         return
     target, arguments, weight, bias, axis = parts
-    value = value.reshape(-1)
-    if scaling:
+    value = -value.reshape(-1) if name in ("sub", "subtract") else value.reshape(-1)
+    if name in ("mul", "multiply"):
         wide = [1] * weight.dim()
         wide[axis] = -1
         weight = weight * value.reshape(wide)
@@ -81,8 +91,36 @@ def _absorb(flat: Flat, node: fx.Node) -> None:
     if bias is not None:
         arguments["bias"] = flat.add_constant(bias, origin, layer)
     new = flat.call(layer, target, *arguments.values())
-    new.meta = dict(node.meta)
-    flat.replace(node, new)
+    new.meta = dict(layer.meta)
+    flat.replace(layer, new)
+    flat.replace(node, new if layer is last else last)
+
+
+def _crop(flat: Flat, node: fx.Node) -> None:
+    """A crop behind a transposed convolution becomes its padding, as far as it is even."""
+    layer, cut = node.args[0], bound(node)
+    if opname(layer) != "conv_transpose2d" or len(layer.users) != 1 or cut["step"] != 1:
+        return
+    axis, size = cut["dim"], layer.meta.get("shape", (0, 0, 0, 0))[cut["dim"]]
+    start, end, _ = slice(cut["start"], cut["end"]).indices(size)
+    both = min(start, size - end)
+    arguments = bound(layer)
+    padding = [int(pad) for pad in arguments["padding"]]
+    if axis not in (2, 3) or both <= 0 or len(padding) != 2:
+        return
+    padding[axis - 2] += both
+    arguments["padding"] = padding
+    new = flat.call(layer, layer.target, *arguments.values())
+    shape = list(layer.meta["shape"])
+    shape[axis] -= 2 * both
+    new.meta = {**layer.meta, "shape": tuple(shape)}
+    flat.replace(layer, new)
+    if (start - both, end - both) == (0, shape[axis]):
+        flat.replace(node, new)
+    else:
+        rest = flat.call(node, _aten.slice.Tensor, new, axis, start - both, end - both)
+        rest.meta = dict(node.meta)
+        flat.replace(node, rest)
 
 
 _Parts = tuple[Any, dict[str, Any], torch.Tensor, torch.Tensor | None, int]
@@ -132,7 +170,7 @@ def _batch_norm(flat: Flat, node: fx.Node) -> None:
 
 
 def _affine(flat: Flat, node: fx.Node) -> None:
-    """x * multiplier + offset on images: the batch norm of a net that norms before it convolves."""
+    """Multiplier and offset alone: the batch norm of a net that norms before it convolves."""
     source, multiplier, named = _sides(flat, node)
     total = _only_user(node)
     shape = node.meta.get("shape", ())
