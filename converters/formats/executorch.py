@@ -8,15 +8,17 @@ error here, not a surprise on a phone.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converters.formats.base import unsupported
+from converters.formats.engine_check import compare_with_reference
+from converters.formats.inner import fold_inner
 from converters.jobs import Artifact, ConvertJob
 from converters.ready import ReadyModule, ready_module
 from converters.recipes import find_recipe
@@ -27,8 +29,6 @@ from edge_runtime.runtimes.base import Availability, installed_version
 __all__ = ["ExecuTorchBackend"]
 
 _INSTALL = "pip install 'nearfar[convert]'"
-ENGINE_FLOOR_DB = 25.0
-"""Saved file against the module it was written from, on the same inputs, each output."""
 _ENGINE_INPUTS = 4
 
 
@@ -49,10 +49,10 @@ class ExecuTorchBackend:
 
     def convert(self, job: ConvertJob) -> Artifact:
         """Write ``model.pte``."""
-        import torch
         import torchvision  # noqa: F401  # registers operators, before anything else does
 
         from converters.formats.executorch_file import read_pte
+        from converters.formats.executorch_graph import simplify
         from converters.formats.executorch_lower import export_module, lower
 
         recipe = find_recipe("executorch", job.precision)
@@ -61,7 +61,10 @@ class ExecuTorchBackend:
         kept: tuple[str, ...] = ()
         try:
             report_progress("exporting")
+            if fold_inner(ready.module, ready.inputs[0].shape):
+                ready.rewrites.append("fold_batch_norm")
             program = export_module(ready.module, ready.example)
+            simplify(program)
             if job.precision == "int8":
                 from converters.formats.executorch_quantize import quantize
 
@@ -78,8 +81,7 @@ class ExecuTorchBackend:
         path = Path(job.out_dir) / "model.pte"
         path.write_bytes(data)
         report_progress("comparing the engine with the module")
-        with torch.no_grad():
-            check_engine(path, reference, ready)
+        check_engine(path, reference, ready)
         file = read_pte(path)
         notes = [f"xnnpack_share={file.delegated_share:.3f}"]
         if file.kernels:
@@ -104,43 +106,40 @@ def _minor(version: str) -> str:
 
 
 def check_engine(path: Path, reference: Any, ready: ReadyModule) -> None:
-    """Run the saved file beside ``reference``. Raises ``ConversionError``.
+    """Run the saved file beside ``reference``, the module it was written from.
 
-    Inputs are calibration inputs, or random ones of a fixed seed where there are none. Boxes
-    after NMS come in another order when two scores tie, and classes of pixels flip: there
-    the sorted scores, and the share of equal pixels, are compared.
+    Inputs are calibration inputs, or random ones of a fixed seed where there are none.
+    Raises ``ConversionError`` when ExecuTorch refuses its own file, or computes something
+    else.
     """
+    import torch
     from executorch.runtime import Runtime
 
+    inputs = _engine_inputs(ready)
+    names = [spec.name for spec in ready.outputs]
     try:
         method = Runtime.get().load_program(path).load_method("forward")
+        assert method is not None  # noqa: S101  # load_method raises instead
+        given = [[one.clone() for one in method.execute([value])] for value in inputs]
     except RuntimeError as error:
         raise ConversionError(
-            f"ExecuTorch does not load the file it wrote ({str(error).splitlines()[0]}): an "
-            "operator is outside of XNNPACK's limits. Take another precision, keep the layer "
-            "in float with --keep, or leave executorch out"
+            f"ExecuTorch refuses the file it wrote ({str(error).splitlines()[0]}): an operator "
+            "is outside of XNNPACK's limits. Keep the layer in float with --keep, take "
+            "another precision, or leave executorch out of --to"
         ) from error
-    assert method is not None  # noqa: S101  # load_method raises instead
-    inputs, names = _engine_inputs(ready), [spec.name for spec in ready.outputs]
-    for value in inputs:
-        wanted = reference(value)
-        wanted = wanted if isinstance(wanted, tuple | list) else (wanted,)
-        try:
-            given = [tensor.clone() for tensor in method.execute([value])]
-        except RuntimeError as error:
-            raise ConversionError(
-                f"ExecuTorch does not run the file it wrote ({str(error).splitlines()[0]}): "
-                "take another precision, or leave executorch out"
-            ) from error
-        for name, ours, theirs in zip(names, wanted, given, strict=True):
-            distance = _distance(name, names)(ours.detach().numpy(), theirs.numpy())
-            if not distance >= ENGINE_FLOOR_DB:
-                raise ConversionError(
-                    f"output {name!r} of the saved file is {distance:.1f} dB from the module it "
-                    f"was written from ({ENGINE_FLOOR_DB:.0f} are asked for): XNNPACK computes "
-                    "something else. Take another precision, keep the layer at fault in float "
-                    "with --keep, or leave executorch out"
-                )
+
+    def answers(module: Any, index: int) -> list[NDArray[np.generic]]:
+        with torch.no_grad():
+            answer = module(inputs[index])
+        return _comparable(names, answer if isinstance(answer, tuple | list) else [answer])
+
+    compare_with_reference(
+        "executorch",
+        engine=lambda index: _comparable(names, given[index]),
+        reference=lambda index: answers(reference, index),
+        exact=lambda index: answers(ready.module, index),
+        count=len(inputs),
+    )
 
 
 def _engine_inputs(ready: ReadyModule) -> list[Any]:
@@ -159,35 +158,15 @@ def _engine_inputs(ready: ReadyModule) -> list[Any]:
     return [torch.randn(spec.shape, generator=generator)]
 
 
-Distance = Callable[[Any, Any], float]
+def _comparable(names: list[str], answers: Sequence[Any]) -> list[NDArray[np.generic]]:
+    """What can be compared number by number.
 
-
-def _distance(name: str, names: list[str]) -> Distance:
-    """How to compare one output; the answer is in dB."""
+    Boxes after NMS come in another order when two scores are close, so there the sorted
+    scores count; of a map of classes, each pixel's class as a one among zeros.
+    """
     if names == ["boxes", "scores", "classes"]:
-        return _sorted_db if name == "scores" else _same
-    return _pixels_db if names == ["classes"] else _db
-
-
-def _db(wanted: Any, given: Any) -> float:
-    """10 log10(sum wanted^2 / sum (wanted - given)^2), capped at 200."""
-    wanted, given = wanted.astype(np.float64), given.astype(np.float64)
-    noise = float(((wanted - given) ** 2).sum())
-    signal = float((wanted**2).sum())
-    if not noise:
-        return 200.0
-    return min(200.0, 10 * math.log10(signal / noise)) if signal and noise == noise else -200.0
-
-
-def _sorted_db(wanted: Any, given: Any) -> float:
-    return _db(np.sort(wanted, axis=None), np.sort(given, axis=None))
-
-
-def _pixels_db(wanted: Any, given: Any) -> float:
-    """Share of pixels with another class, as noise over signal: 25 dB is 0.3 %."""
-    share = float((wanted != given).mean())
-    return min(200.0, -10 * math.log10(share)) if share else 200.0
-
-
-def _same(wanted: Any, given: Any) -> float:
-    return 200.0 if wanted.shape == given.shape and np.isfinite(given).all() else -200.0
+        return [np.sort(answers[1].numpy(), axis=None)]
+    if names == ["classes"]:
+        classes = answers[0].numpy()
+        return [classes[..., None] == np.arange(256)]
+    return [answer.numpy() for answer in answers]

@@ -12,7 +12,8 @@ those it takes; each rewrite is exact but for the order of float operations:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from converters.formats.executorch_file import METADATA_METHOD
@@ -21,11 +22,25 @@ __all__ = ["export_module", "lower"]
 
 
 def export_module(module: Any, example: Any) -> Any:
-    """``torch.export`` with static shapes; an ``ExportedProgram``."""
+    """``torch.export`` with static shapes; an ``ExportedProgram``.
+
+    The module becomes ``net`` of another, so that no weight's name starts with a digit, as
+    those of a bare ``Sequential`` do: XNNPACK's folding of batch norms fails on them.
+    """
     import torch
 
+    class Holder(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = module
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.net(x)
+
+    holder = Holder()
+    holder.training = False  # eval() would reach the module, and a converted one refuses it
     with torch.no_grad():
-        return torch.export.export(module, (example,))
+        return torch.export.export(holder, (example,))
 
 
 def lower(program: Any, metadata: str) -> bytes:
@@ -33,12 +48,28 @@ def lower(program: Any, metadata: str) -> bytes:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    edge = to_edge_transform_and_lower(
-        program.run_decompositions(_decompositions()),
-        partitioner=[XnnpackPartitioner()],
-        constant_methods={METADATA_METHOD: metadata},
-    )
-    return bytes(edge.to_executorch().buffer)
+    with _shared_provenance():
+        edge = to_edge_transform_and_lower(
+            program.run_decompositions(_decompositions()),
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={METADATA_METHOD: metadata},
+        )
+        return bytes(edge.to_executorch().buffer)
+
+
+@contextlib.contextmanager
+def _shared_provenance() -> Iterator[None]:
+    """Spare a fourth of the time: torch copies each node's whole history at every pass.
+
+    The records are never changed once made, so that copies may be the record itself.
+    """
+    from torch.fx.traceback import NodeSource
+
+    NodeSource.__deepcopy__ = lambda self, _memo: self
+    try:
+        yield
+    finally:
+        del NodeSource.__deepcopy__
 
 
 Decomposition = Callable[..., Any]
@@ -54,7 +85,6 @@ def _decompositions() -> dict[Any, Decomposition]:
         aten.group_norm.default: _group_norm,
         aten.avg_pool2d.default: _avg_pool2d,
         aten.hardsigmoid.default: _hardsigmoid,
-        aten.relu6.default: _relu6,
         aten.scaled_dot_product_attention.default: _attention,
     }
 
@@ -117,12 +147,6 @@ def _hardsigmoid(x: Any) -> Any:
     import torch
 
     return torch.ops.aten.hardtanh.default(x + 3.0, 0.0, 6.0) * (1.0 / 6.0)
-
-
-def _relu6(x: Any) -> Any:
-    import torch
-
-    return torch.ops.aten.hardtanh.default(x, 0.0, 6.0)
 
 
 def _attention(

@@ -7,6 +7,8 @@ What the stock configuration does wrong for converted nets, each measured:
   the integers are those that ``round_weights`` chose (``_check_integers``);
 * convolution and ReLU6 are quantized one after the other with one shared range, which
   wastes every step beyond 6; here they are one pattern, as convolution and ReLU are;
+* a mean over height and width gets the range of its input, and so few steps of its own
+  smaller values; here it has its own range;
 * arithmetic of the baked normalization and of NMS would be quantized too, constants
   included; here only the net itself is.
 
@@ -19,6 +21,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from converters.formats.inner import inner_module, kept_modules
 from converters.ready import ReadyModule
 from converters.worker import report_progress
 from edge_runtime.contract.errors import ConversionError
@@ -63,8 +66,8 @@ def quantize(
     import torch
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    scope = _Scope(inner_path(ready.module), keep)
-    _name_clamps(exported)
+    kept_modules(inner_module(ready.module), keep)  # refuses names that there are not
+    scope = _Scope(_inner_path(ready.module), keep)
     prepared = prepare_pt2e(exported, _quantizer(scope.wanted))
     chosen = _layer_weights(prepared)
     count = ready.calibration_count
@@ -79,15 +82,11 @@ def quantize(
     return Quantized(module=converted, kept=tuple(name for name in keep if name in scope.met))
 
 
-def inner_path(module: Any) -> str:
-    """Where in ``module`` the source's own net lies: ``model.`` for each wrapper around it."""
-    from converters.rewrites.bake import BakedInput
-    from converters.rewrites.in_graph import ArgmaxMask, NmsDetector
-
-    path = ""
-    while isinstance(module, BakedInput | ArgmaxMask | NmsDetector):
-        module, path = module.model, f"{path}model."
-    return path
+def _inner_path(module: Any) -> str:
+    """Where the source's own net lies in what ``export_module`` exports, with a dot."""
+    inner = inner_module(module)
+    name = next(name for name, one in module.named_modules() if one is inner)
+    return f"net.{name}." if name else "net."
 
 
 class _Scope:
@@ -108,7 +107,7 @@ class _Scope:
                 self.met.add(name)
                 return False
         # A wrapper's own arithmetic lies outside of the net.
-        return not self.inner or any(f"{one}.".startswith(self.inner) for one in paths)
+        return any(f"{one}.".startswith(self.inner) for one in paths)
 
 
 def _module_paths(node: Any) -> list[str]:
@@ -147,8 +146,9 @@ def _quantizer(wanted: Callable[[Any], bool]) -> Any:
 
     class Quantizer(stock.XNNPACKQuantizer):  # type: ignore[misc]
         def annotate(self, model: Any) -> Any:
-            """Add the pattern that the stock quantizer lacks, then the stock ones."""
+            """Add the patterns that the stock quantizer lacks, then the stock ones."""
             _annotate_clamped(model, config, wanted)
+            _annotate_means(model, config, wanted)
             return super().annotate(model)
 
     return Quantizer().set_global(config).set_filter_function(wanted)
@@ -189,6 +189,21 @@ def _annotate_clamped(model: Any, config: Any, wanted: Callable[[Any], bool]) ->
             output_qspec=utils.get_output_act_qspec(config), _annotated=True
         )
         utils._mark_nodes_as_annotated(partition)
+
+
+def _annotate_means(model: Any, config: Any, wanted: Callable[[Any], bool]) -> None:
+    import torch
+    from executorch.backends.xnnpack.quantizer import xnnpack_quantizer_utils as utils
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    for node in model.graph.nodes:
+        if node.target == torch.ops.aten.mean.dim and node.args[2:] == (True,) and wanted(node):
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                input_qspec_map={node.args[0]: utils.get_input_act_qspec(config)},
+                output_qspec=utils.get_output_act_qspec(config),
+                _annotated=True,
+            )
 
 
 def _layers(converted: Any) -> list[tuple[Any, Any, Any]]:
@@ -243,24 +258,6 @@ def _widen_thin_channels(converted: Any) -> None:
             scales.copy_(wider)
 
 
-def _name_clamps(exported: Any) -> None:
-    """Write ReLU6, and clamps with two bounds, as the one clamp that XNNPACK fuses."""
-    import torch
-
-    aten = torch.ops.aten
-    for node in exported.graph.nodes:
-        if node.target in (aten.relu6.default, aten.relu6_.default):
-            node.args = (node.args[0], 0.0, 6.0)
-        elif node.target in (aten.clamp.default, aten.clamp_.default) and len(node.args) == 3:
-            if any(not isinstance(bound, int | float) for bound in node.args[1:]):
-                continue
-            node.args = (node.args[0], float(node.args[1]), float(node.args[2]))
-        else:
-            continue
-        node.target = aten.hardtanh.default
-    exported.recompile()
-
-
 def _layer_weights(prepared: Any) -> dict[str, Any]:
     """The float weights of each layer that is to become int8, batch norms folded."""
     found = {}
@@ -291,7 +288,8 @@ def _check_integers(converted: Any, chosen: dict[str, Any]) -> None:
         shape = [1] * integers.dim()
         shape[0] = -1
         scales = _attribute(converted, weight.args[1]).reshape(shape)
-        steps = float((original / scales - integers).abs().max())
+        real = scales > 2 * _WEIGHT_FLOOR  # else a channel of next to nothing
+        steps = float(((original / scales - integers).abs() * real).max())
         if not steps < _ON_GRID:
             raise ConversionError(
                 f"{layer.name}: ExecuTorch's int8 weights are up to {steps:.2f} steps away from "

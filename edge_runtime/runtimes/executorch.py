@@ -1,7 +1,13 @@
-"""ExecuTorch interpreter for ``.pte`` files (XNNPACK on CPU), the one that phones have."""
+"""ExecuTorch interpreter for ``.pte`` files (XNNPACK on CPU), the one that phones have.
+
+ExecuTorch checks the program in a file before it runs it, not the blob inside that is
+XNNPACK's: bits flipped there may end the process or hang it. A bundle's digests are checked
+when it is opened, and the converter loads files in a child process of their own.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +35,20 @@ _DTYPES = {
     11: "bool",
 }  # fmt: skip
 """``ScalarType`` of ExecuTorch, where a tensor of ours may have it."""
+_ERRORS = {
+    "0x1": "internal error, most often a tensor outside of what XNNPACK takes",
+    "0x12": "the file is empty or damaged: copy or convert it again",
+    "0x14": "an operator that this ExecuTorch does not have: install a newer one",
+    "0x20": "no such method, or a backend that this ExecuTorch does not have",
+    "0x21": "not enough memory",
+    "0x22": "the file cannot be read",
+    "0x23": "the file is damaged: copy or convert it again",
+    "0x30": "a delegate of another version of ExecuTorch: install the one that wrote it",
+}
+"""Its error codes (``runtime/core/error.h``), as far as loading a file meets them."""
+
+_loaded: weakref.WeakSet[ExecuTorchModel] = weakref.WeakSet()
+"""Models alive: each holds a pointer to the thread pool that it was loaded with."""
 
 
 class ExecuTorchRuntime:
@@ -48,32 +68,33 @@ class ExecuTorchRuntime:
     def load(self, path: Path, variant: Variant, *, threads: int = 1) -> ExecuTorchModel:
         """Load a ``.pte`` and compare its tensors with the manifest's.
 
-        ``threads`` is for the whole process: ExecuTorch has one pool.
+        ExecuTorch has one thread pool a process: ``threads`` holds for models loaded while
+        no other is open.
         """
         try:
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime, Verification
         except ImportError as error:
             raise BackendUnavailable(f"executorch: {error}; {_INSTALL}") from None
-        if portable_lib._threadpool_get_thread_count() != threads:
+        if not _loaded and portable_lib._threadpool_get_thread_count() != threads:
             portable_lib._unsafe_reset_threadpool(threads)
-
         try:
             program = Runtime.get().load_program(
                 path, verification=Verification.InternalConsistency
             )
             if _METHOD not in program.method_names:
-                raise ModelLoadError(f"{path.name} has no method {_METHOD!r}")
+                raise ModelLoadError(f"{path.name} has no method {_METHOD!r}: convert it again")
             method = program.load_method(_METHOD)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ModelLoadError(f"ExecuTorch cannot load {path.name}: {_reason(error)}") from None
-        return ExecuTorchModel(method, variant)
+        return ExecuTorchModel(program, method, variant)
 
 
 class ExecuTorchModel:
     """One loaded method."""
 
-    def __init__(self, method: Any, variant: Variant) -> None:
+    def __init__(self, program: Any, method: Any, variant: Variant) -> None:
+        self._program = program
         self._method = method
         self._inputs = variant.inputs
         self._outputs = variant.outputs
@@ -82,6 +103,7 @@ class ExecuTorchModel:
         taken = [meta.output_tensor_meta(index) for index in range(meta.num_outputs())]
         _match(given, variant.inputs, variant.id, "inputs")
         _match(taken, variant.outputs, variant.id, "outputs")
+        _loaded.add(self)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -112,14 +134,16 @@ class ExecuTorchModel:
         return arrays
 
     def close(self) -> None:
-        """Drop the method."""
-        self._method = None
+        """Drop the method and its program."""
+        self._method = self._program = None
+        _loaded.discard(self)
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a message; ExecuTorch's end with a code of its own."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    """What ExecuTorch's error code means, or the first line of the message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    code = "0x" + lines[0].rpartition("0x")[2].strip(" :.")
+    return _ERRORS.get(code, lines[0][:200])
 
 
 def _match(found: list[Any], specs: tuple[TensorSpec, ...], variant_id: str, kind: str) -> None:
