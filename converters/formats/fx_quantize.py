@@ -70,6 +70,7 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
     capped = cap_relus(traced, example)
     statistics = _hide_statistics(traced)  # first: it walks what the other hides
     hidden = _hide_wrong(traced)
+    final = _hide_final_activations(traced, ready)
     floats = tuple(prefix + name for name in keep)
     while True:  # ends: each round has fewer capped ReLUs
         prepared = _prepare(copy.deepcopy(traced), example, floats)
@@ -84,6 +85,7 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
         "cap_relu6": capped,
         "wrong_kernels_in_float": hidden,
         "statistics_in_float": statistics,
+        "final_activation_in_float": final,
     }
     reference = convert_to_reference_fx(copy.deepcopy(prepared))
     return Quantized(
@@ -285,6 +287,32 @@ def _hide_statistics(traced: Any) -> int:
     for node in [node for node in calls if node in region]:  # in the order of the graph
         hide(traced, node)
     return len(region)
+
+
+def _hide_final_activations(traced: Any, ready: ReadyModule) -> int:
+    """Keep the softmax or sigmoid that ends the net in float, images aside.
+
+    In int8 their output has the scale 1/256, which makes every probability of a 1000-class
+    net zero. In an image it is one of 256 shades. Returns how many.
+    """
+    from torch import nn
+
+    from converters.rewrites.in_float import hide
+
+    if ready.module is not inner_module(ready.module) and len(ready.outputs) != 1:
+        return 0  # NMS follows: the net's own outputs are not those of the file
+    modules = dict(traced.named_modules(remove_duplicate=False))
+    (answer,) = next(n for n in traced.graph.nodes if n.op == "output").args
+    nodes = answer if isinstance(answer, tuple | list) else [answer]
+    count = 0
+    for node, spec in zip(nodes, ready.outputs, strict=False):
+        module = modules.get(node.target) if node.op == "call_module" else None
+        name = _operation(node.target) if module is None else ""
+        ends = isinstance(module, nn.Softmax | nn.Sigmoid) or name in ("softmax", "sigmoid")
+        if ends and spec.layout != "NCHW":
+            hide(traced, node)
+            count += 1
+    return count
 
 
 def _operation(target: Any) -> str:

@@ -18,11 +18,13 @@ from converters.formats.tflite_file import operator_names, read_model
 from edge_runtime.contract.errors import ConversionError
 from edge_runtime.contract.manifest import Precision
 
-__all__ = ["QuantizedFile", "kept_operators", "quantize", "statistics"]
+__all__ = ["QuantizedFile", "final_activations", "kept_operators", "quantize", "statistics"]
 
 _STATIC = ("int8", "a16w8")
 _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 """Their second input is the weight."""
+_ACTIVATIONS = ("LOGISTIC", "SOFTMAX")
+_IMAGE_RANK = 4
 _ROOTS = ("RSQRT", "SQRT")
 _ARITHMETIC = (
     "ADD", "BROADCAST_TO", "DIV", "MEAN", "MUL", "POW", "RESHAPE", "RSQRT", "SQRT", "SQUARE",
@@ -61,9 +63,10 @@ def quantize(
     scopes, kept = kept_operators(data, keep, post_processed=post_processed)
     rewrites: tuple[str, ...] = ()
     if precision in _STATIC:
-        computed = statistics(data)
-        scopes += computed
-        rewrites = ("statistics_in_float",) if computed else ()
+        computed, final = statistics(data), final_activations(data)
+        scopes += computed + final
+        named = {"statistics_in_float": computed, "final_activation_in_float": final}
+        rewrites = tuple(name for name, found in named.items() if found)
     _leave_in_float(worker, scopes)
     ranges = _ranges(data, worker, inputs) if precision in _STATIC else None
     result = worker.quantize(ranges, enable_progress_report=False).quantized_model
@@ -158,6 +161,23 @@ def statistics(data: bytes) -> list[str]:
         for number in sorted(arithmetic_region(seeds, before, after, walkable)):
             scopes.append(_scope(graph, graph.operators[number]))
     return scopes
+
+
+def final_activations(data: bytes) -> list[str]:
+    """Scopes of the softmax or sigmoid that ends the net, images aside.
+
+    In int8 their output has the scale 1/256, which makes every probability of a 1000-class
+    net zero. In an image it is one of 256 shades.
+    """
+    model = read_model(data)
+    return [
+        _scope(graph, operator)
+        for graph in model.subgraphs
+        for operator, kind in zip(graph.operators, operator_names(model, graph), strict=True)
+        if kind in _ACTIVATIONS
+        and set(operator.outputs) & set(graph.outputs)
+        and len(graph.tensors[operator.outputs[0]].shape) < _IMAGE_RANK
+    ]
 
 
 def _scope(graph: Any, operator: Any) -> str:

@@ -54,8 +54,8 @@ class LiteRTModel:
         self._interpreter = interpreter
         self._inputs = variant.inputs
         self._outputs = variant.outputs
-        given = interpreter.get_input_details()
-        taken = interpreter.get_output_details()
+        given = _ordered(interpreter, variant.inputs, "input")
+        taken = _ordered(interpreter, variant.outputs, "output")
         self._input_ids = _match(given, variant.inputs, variant.id)
         self._output_ids = _match(taken, variant.outputs, variant.id)
 
@@ -83,6 +83,22 @@ class LiteRTModel:
     def close(self) -> None:
         """Drop the interpreter."""
         self._interpreter = None
+
+
+def _ordered(interpreter: Any, specs: tuple[TensorSpec, ...], role: str) -> list[dict[str, Any]]:
+    """Details of the file's inputs or outputs, in manifest order where the names allow.
+
+    Files of nearfar name them in their one signature; for others the file's order holds.
+    """
+    details: list[dict[str, Any]] = getattr(interpreter, f"get_{role}_details")()
+    signatures = interpreter.get_signature_list()
+    if len(signatures) != 1:
+        return details
+    ((key, names),) = signatures.items()
+    if sorted(names[f"{role}s"]) != sorted(spec.name for spec in specs):
+        return details
+    by_name = getattr(interpreter.get_signature_runner(key), f"get_{role}_details")()
+    return [by_name[spec.name] for spec in specs]
 
 
 def _match(
