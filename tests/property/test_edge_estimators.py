@@ -200,6 +200,14 @@ def test_an_answer_without_timing_teaches_nothing() -> None:
     assert state.observe(ServerTiming(), None, 0.0) == state
 
 
+def test_the_time_of_an_answers_body_is_learned() -> None:
+    timing = ServerTiming(recv_ms=5, queue_ms=2, inference_ms=10)
+    first = CloudEstimator().observe(timing, None, 1.0, answer_ms=80.0)
+    assert first.answer_mean_ms == 80
+    assert first.observe(timing, None, 2.0, answer_ms=40.0).answer_mean_ms == 70
+    assert first.observe(timing, None, 2.0).answer_mean_ms == 80
+
+
 def test_states_survive_serialization() -> None:
     state = LinkEstimator.prior("5g").observe(1e6, 3.0)
     again = msgspec.json.decode(msgspec.json.encode(state), type=LinkEstimator)

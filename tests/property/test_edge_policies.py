@@ -42,6 +42,7 @@ clouds = st.builds(
     CloudOutlook,
     queue_ms=st.floats(0, 2000),
     inference_ms=st.floats(0, 500),
+    answer_ms=st.floats(0, 500),
     breaker=st.sampled_from(["CLOSED", "OPEN", "HALF_OPEN"]),
     obstacle=st.sampled_from([None, None, "unauthorized"]),
 )
@@ -66,6 +67,7 @@ situations = st.builds(
     link=links,
     cloud=clouds,
     confidence=st.none() | st.floats(0, 1),
+    scored=st.booleans(),
     private=st.booleans(),
     conditions=conditions,
 )
@@ -270,3 +272,38 @@ def test_every_mode_is_registered_and_an_unknown_one_is_named_with_the_known() -
     assert {mode.value for mode in InferenceMode} <= set(policy_names())
     with pytest.raises(ConfigError, match=r"there are: .*ADAPTIVE"):
         find_policy("SOMETIMES")
+
+
+# Answers without a score ------------------------------------------------------------------
+
+
+def test_without_a_score_the_prior_stands_for_the_confidence() -> None:
+    """The same upload as with a local answer of that confidence, but started at once."""
+    for price in (0.0, 0.01, 0.05, 0.09, 0.2):
+        prices = Prices(per_request=price, per_megabyte=0, per_second=0)
+        prior = Adaptive().decide(open_situation(confidence=None, scored=False, prices=prices))
+        known = Adaptive().decide(open_situation(confidence=0.72, prices=prices))
+        assert (prior.action is Action.HEDGED) == (known.action is Action.CASCADE)
+        assert prior.expected_gain == known.expected_gain
+    assert prior.action is Action.LOCAL
+    assert prior.reason == "prior_gain_below_price"
+
+
+def test_without_a_score_nothing_waits_for_the_local_answer() -> None:
+    decision = Adaptive().decide(open_situation(confidence=None, scored=False))
+    assert (decision.action, decision.reason) == (Action.HEDGED, "prior_gain_above_price")
+    none_gained = Adaptive(GainPrior(local_right=1.0))
+    decision = none_gained.decide(open_situation(confidence=None, scored=False))
+    assert (decision.action, decision.reason) == (Action.LOCAL, "prior_gain_below_price")
+
+
+def test_a_large_answer_takes_its_time_too() -> None:
+    link, cloud = open_situation().link, open_situation().cloud
+    assert link is not None
+    assert cloud is not None
+    heavy = msgspec.structs.replace(cloud, answer_ms=120)
+    plain, slow = forecast(link, cloud, 200_000, 300), forecast(link, heavy, 200_000, 300)
+    assert slow.cloud_ms == pytest.approx(plain.cloud_ms + 120)
+    assert slow.p_in_time < plain.p_in_time
+    late = open_situation(cloud=msgspec.structs.replace(cloud, answer_ms=400), scored=False)
+    assert Adaptive().decide(late).action is Action.LOCAL

@@ -32,7 +32,7 @@ from edge_runtime.contract.errors import (
     Unauthorized,
     WireError,
 )
-from edge_runtime.contract.tasks import ClassificationTask
+from edge_runtime.contract.tasks import ClassificationTask, GenerationTask
 from edge_runtime.offload.discovery import Expected, ServedModel, choose_model, decode_models
 from edge_runtime.offload.endpoint import check_api_key, check_broker_url
 from edge_runtime.offload.failures import translate
@@ -130,6 +130,26 @@ def test_two_models_that_fit_need_a_choice() -> None:
     with pytest.raises(ConfigError, match="one, two"):
         choose_model(models, None, EXPECTED)
     assert choose_model(models, "two", EXPECTED).name == "two"
+
+
+def test_a_model_of_another_task_is_refused() -> None:
+    other = msgspec.structs.replace(served("large"), task="segmentation")
+    with pytest.raises(ModelNotFound, match="no model of the broker does classification"):
+        choose_model((other,), None, EXPECTED)
+    with pytest.raises(ConfigError, match="does segmentation, the bundle classification"):
+        choose_model((other,), "large", EXPECTED)
+    assert choose_model((other, served("mid")), None, EXPECTED).name == "mid"
+
+
+def test_without_labels_the_task_alone_decides_and_the_clouds_labels_do_not_matter() -> None:
+    generator = Expected(task=GenerationTask(latent_size=4))
+    models = tuple(
+        msgspec.structs.replace(served(name, labels), task="generation")
+        for name, labels in (("one", None), ("two", OTHERS))
+    )
+    assert choose_model(models[1:], None, generator).name == "two"
+    with pytest.raises(ConfigError, match="do the bundle's task"):
+        choose_model(models, None, generator)
 
 
 def test_the_only_model_with_our_labels_is_taken() -> None:
