@@ -21,7 +21,7 @@ from converters.recipes import FORMATS, OFFERED
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, LimitExceeded, MissingFile
 from edge_runtime.contract.files import read_bounded
-from edge_runtime.contract.manifest import Format, InputMode, Precision
+from edge_runtime.contract.manifest import Format, InputMode, Name, Precision, Version
 from edge_runtime.contract.tasks import TaskName
 from edge_runtime.contract.tasks.classification import Activation
 
@@ -56,8 +56,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     output_range: str | list[float] | None = None
     """``"0:255"`` or ``[0, 255]``."""
     score_threshold: float | None = None
-    name: Text | None = None
-    version: Text | None = None
+    name: Name | None = None
+    version: Version | None = None
     to: Annotated[tuple[Format, ...], msgspec.Meta(min_length=1)] | Literal["all"] | None = None
     precision: (
         Annotated[tuple[Precision, ...], msgspec.Meta(min_length=1)] | Literal["all"] | None

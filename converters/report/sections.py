@@ -184,7 +184,8 @@ def layers_section(report: Report, layers: Mapping[str, Sequence[LayerRow]]) -> 
     blocks = []
     for number, entry in enumerate(known):
         rows = layers[entry.id]
-        order = sorted(range(len(rows)), key=lambda k: rows[k].sqnr_db)[:_WORST_LAYERS]
+        count = min(_WORST_LAYERS, 1 + len(rows) // 4)
+        order = sorted(range(len(rows)), key=lambda k: rows[k].sqnr_db)[:count]
         listed = "".join(
             f"<li><code>{text(rows[k].name)}</code> ({text(rows[k].op)}): "
             f"{rows[k].sqnr_db:.1f} dB</li>"

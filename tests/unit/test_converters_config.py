@@ -57,6 +57,8 @@ def options_of(command: click.Command) -> set[str]:
         ('nms = "yes"', "'nms': expected `bool`, got `str`"),
         ("min_ios = 16.4", "'min_ios': expected `int | str | null`, got `float`"),
         ("input_size = 0", "'input_size': expected `int` >= 1"),
+        ('name = "../escape"', "'name': expected `str` matching regex"),
+        ('version = "one two"', "'version': expected `str` matching regex"),
         ("output_range = [0, 1, 2]", "'output_range' is two numbers"),
         ('calib_labels = "x.csv"', "'calib_labels' makes no sense without 'calib'"),
         ('eval_split = "test"', "'eval_split' makes no sense without 'eval_labels'"),
@@ -73,7 +75,7 @@ def test_a_mistake_is_named_with_its_model_and_what_was_meant(
 ) -> None:
     detail = refusal(tmp_path, MINIMAL + line + "\n")
     assert says.replace("{folder}", str(tmp_path)) in detail
-    assert "model 1 (zoo:digits-small)" in detail
+    assert "model 1 (" in detail
 
 
 @pytest.mark.parametrize(
@@ -156,8 +158,8 @@ def test_nothing_is_taken_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NAME", "secret")
-    (model,) = load(tmp_path, MINIMAL + 'name = "${NAME}-$NAME"\n')
-    assert model.name == "${NAME}-$NAME"
+    (model,) = load(tmp_path, MINIMAL + 'weights = "random:${NAME}"\n')
+    assert model.weights == "random:${NAME}"
 
 
 def test_defaults_hold_where_a_model_says_nothing(tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_every_key_reaches_the_command_as_it_was_written(tmp_path: Path) -> None
         '[[model]]\nsource = "zoo:digits-small"\noutput = "-o"\nweights = "random:1"\n'
         'task = "segmentation"\nlabels = "labels.txt"\npreprocess = "tf"\ninput_size = "24x32"\n'
         'resize_size = 40\nactivation = "sigmoid"\ntemperature = 1.5\nlatent = 100\n'
-        'output_range = [-1, 0.5]\nscore_threshold = 0.4\nname = "--name"\nversion = "2.0"\n'
+        'output_range = [-1, 0.5]\nscore_threshold = 0.4\nname = "net.1"\nversion = "2.0"\n'
         'to = ["tflite", "coreml"]\nprecision = "all"\ncalib = "photos"\ncalib_labels = "l.csv"\n'
         'calib_split = "calib"\ninput = "uint8"\nnms = true\nargmax = true\nmin_ios = "16.4"\n'
         'min_android_api = 30\nkeep_going = true\nauto = true\ngates = "gates.toml"\n',
@@ -202,7 +204,7 @@ def test_every_key_reaches_the_command_as_it_was_written(tmp_path: Path) -> None
         "source": "zoo:digits-small", "output": tmp_path / "-o", "weights": "random:1",
         "task": "segmentation", "labels_file": tmp_path / "labels.txt", "preprocess": "tf",
         "input_size": "24x32", "resize_size": 40, "activation": "sigmoid", "temperature": 1.5,
-        "latent": "100", "output_range": "-1.0:0.5", "score_threshold": 0.4, "name": "--name",
+        "latent": "100", "output_range": "-1.0:0.5", "score_threshold": 0.4, "name": "net.1",
         "model_version": "2.0", "to_formats": "tflite,coreml", "precisions": "all",
         "calib": tmp_path / "photos", "calib_labels": tmp_path / "l.csv", "calib_split": "calib",
         "input_mode": "uint8", "nms": True, "argmax": True, "min_ios": "16.4",
