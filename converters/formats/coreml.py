@@ -1,37 +1,51 @@
-"""Core ML ML programs (``.mlpackage``), written and calibrated on Linux.
+"""Core ML ML programs (``.mlpackage``), written, calibrated and compressed on Linux.
 
-coremltools calibrates activations by running the model, which only macOS can. Here the
-MIL interpreter of ``edge_runtime.runtimes`` runs it, and coremltools' own graph passes
-then insert the quantize and dequantize operators.
+``--input uint8`` and ``--input image`` both give an image input (RGB or grayscale, 8 bits):
+an ML program takes no 8-bit tensors otherwise. With ``image``, a classifier with labels also
+answers ``classLabel`` and ``classLabel_probs``, as Vision and Xcode expect; its ``logits``
+stay an output, and the runtime reads those, so the task's activation holds as before. The
+probabilities carry the task's temperature; a repeated label has its class number behind it.
+
+The weights of every compressed precision are layers' weights; biases, tables and what lies
+around the net (normalization, NMS) keep their numbers.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import uuid
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from converters.formats.base import unsupported
-from converters.formats.coreml_gaps import fill_gaps
+from converters.formats.coreml_activations import Range, measure_ranges, quantize_activations
+from converters.formats.coreml_package import make_reproducible
+from converters.formats.coreml_program import (
+    add_classifier,
+    name_relu6,
+    rebuild,
+    with_probabilities,
+    write_program,
+)
+from converters.formats.coreml_weights import compress_weights, weight_key
+from converters.formats.inner import fold_inner, inner_module, kept_modules
 from converters.jobs import Artifact, ConvertJob
-from converters.ready import ReadyModule, ready_module
+from converters.ready import ready_module
 from converters.recipes import find_recipe
+from converters.recipes.coreml import deployment_ios
 from converters.worker import report_progress
+from edge_runtime.contract.manifest import MinOs, Precision
+from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.runtimes.base import Availability, installed_version
-from edge_runtime.runtimes.mil.program import model_file, read_program, read_spec
+from edge_runtime.runtimes.mil.program import read_function
 from edge_runtime.runtimes.mil.schema import import_coremltools
 
 __all__ = ["CoreMLBackend"]
 
+_FLOAT: tuple[Precision, ...] = ("fp32", "fp16")
+
 
 class CoreMLBackend:
-    """iOS 17 ML programs; int8 is W8A8."""
+    """iOS 15 to 18, by precision and ``--min-ios``; int8 is W8A8."""
 
     format = "coreml"
     suffix = ".mlpackage"
@@ -49,181 +63,86 @@ class CoreMLBackend:
 
     def convert(self, job: ConvertJob) -> Artifact:
         """Write ``model.mlpackage``."""
-        coremltools = import_coremltools()
+        ios = deployment_ios(job.precision, job.min_os)
         recipe = find_recipe("coreml", job.precision)
+        coremltools = import_coremltools()
         ready = ready_module(job)
-        module, rewrites = ready.module, ready.rewrites
-        if job.precision == "int8" and _name_relu6(module):
+        rewrites = ready.rewrites
+        if job.precision == "int8" and name_relu6(ready.module):
             rewrites.append("name_relu6")
-        half = job.precision != "fp32"  # quantize's scales must have the type of its input
+        kept: tuple[str, ...] = ()
+        grids: Mapping[str, Any] = {}
+        sparsity = 0.0
+        if job.precision not in _FLOAT:
+            if job.rounded is None and fold_inner(ready.module, ready.inputs[0].shape):
+                rewrites.insert(0, "fold_batch_norm")
+            kept = kept_modules(inner_module(ready.module), job.keep)
+            from converters.formats.coreml_choose import choose_weights
+
+            chosen = choose_weights(ready, job, kept)
+            grids, sparsity = chosen.grids, chosen.sparsity
+            rewrites += chosen.rewrites
+        module, labels = ready.module, None
+        if (
+            job.input_mode == "image"
+            and isinstance(job.task, ClassificationTask)
+            and job.labels is not None
+        ):
+            module, labels = with_probabilities(module, job.task), job.labels
+            rewrites.append("classifier")
         report_progress("converting to Core ML")
-        model = _to_program(coremltools, module, ready, half=half)
-        if job.precision == "int8":
-            scratch = Path(job.out_dir) / "calibration.mlpackage"
-            model = _quantize(coremltools, model, ready, scratch)
+        half = job.precision != "fp32"
+        model = write_program(
+            coremltools,
+            ready,
+            module,
+            ios=ios,
+            half=half,
+            classifier=labels is not None,
+        )
+        if labels is not None or job.precision not in _FLOAT:
+            skip = _keys_below(inner_module(ready.module), kept)
+            ranges: Mapping[str, Range] | None = None
+            if job.precision == "int8":
+                program = read_function(
+                    model.get_spec(), Path(model.weights_dir), "the float program"
+                )
+                ranges = measure_ranges(program, ready)
+
+            def edit(function: Any, description: Any) -> None:
+                if ranges is not None:
+                    quantize_activations(function, ranges, skip)
+                if job.precision not in _FLOAT:
+                    compress_weights(
+                        function, job.precision, ios=ios, grids=grids, skip=skip, sparsity=sparsity
+                    )
+                if labels is not None:
+                    add_classifier(function, description, labels)
+
+            report_progress("finishing the program")
+            model = rebuild(model, edit)
         path = Path(job.out_dir) / "model.mlpackage"
         model.save(str(path))
-        make_reproducible(path)
+        make_reproducible(path, job.metadata)
         return Artifact(
             path=path.name,
             inputs=ready.inputs,
             outputs=ready.outputs,
             preprocess=ready.preprocess,
-            min_os=recipe.min_os,
+            min_os=MinOs(ios=f"{ios}.0"),
             min_runtime=f"Core ML specification {model.get_spec().specificationVersion}",
             accelerators=recipe.accelerators,
             rewrites=tuple(rewrites),
+            kept=kept,
             tools={name: installed_version(name) for name in ("coremltools", "torch")},
         )
 
 
-def _to_program(coremltools: Any, module: Any, ready: ReadyModule, *, half: bool) -> Any:
-    """From a trace, or where coremltools cannot read that, from ``torch.export``.
-
-    The trace is twice as fast and gives the same program.
-    """
-    import torch
-
-    fill_gaps()
-    spec = ready.inputs[0]
-    precision = coremltools.precision.FLOAT16 if half else coremltools.precision.FLOAT32
-    tensors = coremltools.TensorType(name=spec.name, shape=spec.shape, dtype=np.float32)
-
-    def write(program: Any) -> Any:
-        return coremltools.convert(
-            program,
-            inputs=[tensors],
-            outputs=[
-                coremltools.TensorType(name=output.name, dtype=np.float32)
-                for output in ready.outputs
-            ],
-            convert_to="mlprogram",
-            compute_precision=precision,
-            minimum_deployment_target=coremltools.target.iOS17,
-            skip_model_load=True,
-        )
-
-    example = torch.zeros(spec.shape)
-    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            return write(torch.jit.trace(module, example, check_trace=False))
-        except Exception:  # coremltools raises many types
-            report_progress("converting to Core ML from torch.export")
-        try:
-            exported = torch.export.export(module, (example,))
-            return write(exported.run_decompositions({}))
-        except Exception as error:
-            raise unsupported("coreml", error) from error
-
-
-def _name_relu6(module: Any) -> int:
-    """Make every ReLU6 reach Core ML as ``relu6``; returns how many there were.
-
-    ``torch.nn.ReLU6`` traces as hardtanh and becomes ``clip``, which coremltools' pass does
-    not take for an activation: it would quantize the unclamped range before it, which can
-    be 40 times wider (1 dB instead of 22 dB on MobileNetV1).
-    """
-    import torch.nn.functional as F
-    from torch import nn
-
-    class NamedReLU6(nn.Module):
-        def forward(self, x: Any) -> Any:
-            return F.relu6(x)
-
-    count = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.ReLU6):
-                setattr(parent, name, NamedReLU6())
-                count += 1
-    return count
-
-
-def _quantize(coremltools: Any, model: Any, ready: ReadyModule, scratch: Path) -> Any:
-    """W8A8: ranges from the MIL interpreter, operators from coremltools' passes."""
-    from coremltools.converters.mil.frontend.milproto import load as milproto
-    from coremltools.converters.mil.mil.passes.graph_pass import PassOption
-    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
-    from coremltools.models import utils as model_utils
-
-    quantization = coremltools.optimize.coreml
-    config = quantization.OptimizationConfig(
-        global_config=quantization.OpLinearQuantizerConfig(mode="linear", dtype="int8")
-    )
-    model.save(str(scratch))
-    ranges = _activation_ranges(scratch, ready)
-    passes = []
-    for name in ("insert_prefix", "insert_suffix"):
-        graph_pass = PASS_REGISTRY[f"compression::{name}_quantize_dequantize_pair"]
-        graph_pass.set_options(
-            [PassOption("config", config), PassOption("activation_stats", ranges)]
-        )
-        passes.append(graph_pass)
-    passes.append(PASS_REGISTRY["common::dequantize_quantize_pair_elimination"])
-    report_progress("quantizing activations")
-    with contextlib.redirect_stderr(io.StringIO()):
-        activations = model_utils._apply_graph_pass(
-            model,
-            passes,
-            spec_version=coremltools._SPECIFICATION_VERSION_IOS_17,
-            pymil_load_func=milproto.load,
-            skip_model_load=True,
-        )
-        report_progress("quantizing weights")
-        weights = quantization.OptimizationConfig(
-            global_config=quantization.OpLinearQuantizerConfig(
-                mode="linear_symmetric", dtype="int8", weight_threshold=0
-            )
-        )
-        return quantization.linear_quantize_weights(activations, weights)
-
-
-def _activation_ranges(package: Path, ready: ReadyModule) -> dict[str, dict[str, float]]:
-    """Minimum and maximum of every float value over the calibration images."""
-    from edge_runtime.runtimes.mil.interpreter import Interpreter
-
-    interpreter = Interpreter(read_program(package))
-    ranges: dict[str, dict[str, float]] = {}
-
-    def observe(name: str, value: Any) -> None:
-        if not value.is_floating_point():
-            return
-        low, high = float(value.min()), float(value.max())
-        known = ranges.get(name)
-        if known is None:
-            ranges[name] = {"rmin": low, "rmax": high}
-        else:
-            known["rmin"] = min(known["rmin"], low)
-            known["rmax"] = max(known["rmax"], high)
-
-    count = ready.calibration_count
-    for index in range(count):
-        report_progress("calibrating", index + 1, count)
-        interpreter.run({ready.inputs[0].name: ready.calibration(index, index + 1)}, observe)
-    return ranges
-
-
-def make_reproducible(package: Path) -> None:
-    """Take clock and chance out of an ``.mlpackage``: same model, same bytes.
-
-    Map order in the protobuf, the random identifiers of ``Manifest.json`` and the
-    conversion date differ from run to run otherwise.
-    """
-    spec = read_spec(package)
-    user = spec.description.metadata.userDefined
-    for key in list(user):
-        if "date" in key:
-            del user[key]
-    model_file(package).write_bytes(spec.SerializeToString(deterministic=True))
-    model_file(package).chmod(0o644)
-    manifest_file = package / "Manifest.json"
-    manifest = json.loads(manifest_file.read_text())
-    renamed = {
-        old: str(uuid.uuid5(uuid.NAMESPACE_URL, entry["path"])).upper()
-        for old, entry in manifest["itemInfoEntries"].items()
+def _keys_below(inner: Any, kept: tuple[str, ...]) -> set[str]:
+    """Keys of all weights of the modules in ``kept`` and below them."""
+    return {
+        weight_key(parameter.detach().numpy())
+        for name, parameter in inner.named_parameters()
+        if parameter.dim() > 1
+        and any(name == prefix or name.startswith(f"{prefix}.") for prefix in kept)
     }
-    manifest["itemInfoEntries"] = {
-        renamed[old]: entry for old, entry in manifest["itemInfoEntries"].items()
-    }
-    manifest["rootModelIdentifier"] = renamed[manifest["rootModelIdentifier"]]
-    manifest_file.write_text(json.dumps(manifest, indent=4, sort_keys=True))

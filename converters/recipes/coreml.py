@@ -1,26 +1,82 @@
-"""Core ML ML programs."""
+"""Core ML ML programs: which iOS each precision needs.
+
+``min_os`` of a recipe is the oldest iOS that it can be written for. Without ``--min-ios`` a
+file is written for ``PREFERRED_IOS`` or later: its operators are the better tested ones.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
 from converters.recipes.base import Recipe
+from edge_runtime.contract.errors import PrecisionRefused
 from edge_runtime.contract.manifest import MinOs, Precision
 
-__all__ = ["RECIPES", "REFUSED"]
+__all__ = [
+    "PREFERRED_IOS",
+    "RECIPES",
+    "REFUSED",
+    "USES_CALIBRATION",
+    "check_min_os",
+    "deployment_ios",
+]
 
-_OS = MinOs(ios="17.0")
+PREFERRED_IOS: Final = 17
+"""Major version without ``--min-ios``, unless the precision needs a newer one."""
+
+USES_CALIBRATION: Final[frozenset[Precision]] = frozenset(
+    {"int8w", "int4w", "pal4", "fp16+sparse", "int8w+sparse"}
+)
+"""Weight-only precisions that can do without calibration inputs and gain 7 to 17 dB from
+them on small nets: each layer's weights then make up for the errors of those before."""
+
+
+def _recipe(ios: str, *, calibrated: bool = False) -> Recipe:
+    return Recipe(
+        calibrated=calibrated,
+        rounded=calibrated,
+        min_os=MinOs(ios=ios),
+        accelerators=("cpu", "gpu", "npu"),
+    )
+
 
 RECIPES: dict[Precision, Recipe] = {
-    "fp32": Recipe(min_os=_OS, accelerators=("cpu", "gpu")),
-    "fp16": Recipe(min_os=_OS, accelerators=("cpu", "gpu", "npu")),
-    "int8": Recipe(calibrated=True, rounded=True, min_os=_OS, accelerators=("cpu", "gpu", "npu")),
+    # The Neural Engine has no fp32.
+    "fp32": Recipe(min_os=MinOs(ios="15.0"), accelerators=("cpu", "gpu")),
+    "fp16": _recipe("15.0"),
+    "int8": _recipe("17.0", calibrated=True),
+    "int8w": _recipe("16.0"),
+    "int4w": _recipe("18.0"),
+    "pal4": _recipe("16.0"),
+    "fp16+sparse": _recipe("16.0"),
+    "int8w+sparse": _recipe("18.0"),
 }
 
 REFUSED: dict[Precision, str] = {
     "int8-dyn": "Core ML has no dynamic quantization: take int8w, or int8 with calibration images",
-    "a16w8": "Core ML has no 16-bit integer activations: take fp16 with int8w",
-    "int8w": "not offered yet",
-    "int4w": "not offered yet",
-    "pal4": "not offered yet",
-    "fp16+sparse": "not offered yet",
-    "int8w+sparse": "not offered yet",
+    "a16w8": "Core ML has no 16-bit integer activations: take int8w, which computes in fp16",
 }
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def check_min_os(precision: Precision, min_os: MinOs | None) -> None:
+    """Raise ``PrecisionRefused`` when the precision needs a newer iOS than asked for."""
+    needed = RECIPES[precision].min_os.ios
+    if min_os is None or min_os.ios is None or needed is None:
+        return
+    if _major(min_os.ios) < _major(needed):
+        raise PrecisionRefused(
+            f"coreml {precision} needs iOS {needed}, and --min-ios is {min_os.ios}: raise it, or "
+            "take a precision that runs there ('nearfar formats' lists them)"
+        )
+
+
+def deployment_ios(precision: Precision, min_os: MinOs | None) -> int:
+    """The major iOS version to write for. Raises ``PrecisionRefused``; see ``check_min_os``."""
+    check_min_os(precision, min_os)
+    needed = RECIPES[precision].min_os.ios
+    asked = PREFERRED_IOS if min_os is None or min_os.ios is None else _major(min_os.ios)
+    return max(min(asked, PREFERRED_IOS), _major(needed or "0"))

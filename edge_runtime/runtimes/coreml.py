@@ -1,7 +1,10 @@
-"""Core ML packages: the MIL interpreter on Linux.
+"""Core ML programs: interpreted anywhere, or run by Core ML itself on a Mac.
 
-On macOS the same package also runs on Core ML itself; that path needs Apple's framework
-and is not part of this runtime.
+Interpretation (``edge_runtime.runtimes.mil``) gives the program's meaning in fp32, rounded
+to fp16 where the program says so; needed are PyTorch and the protobuf schema that
+coremltools carries. On macOS, ``CoreMLRuntime(compute_units=...)`` runs the package with
+Core ML instead, on the chosen processors: what the Neural Engine makes of it shows only
+there. ``edge_runtime.runtimes.mil.device.compare`` puts the two side by side.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,29 +20,46 @@ from numpy.typing import NDArray
 from edge_runtime.contract.errors import BackendUnavailable, ModelLoadError, TensorError
 from edge_runtime.contract.manifest import Variant
 from edge_runtime.contract.tensors import TensorSpec
-from edge_runtime.runtimes.base import Availability, installed_version
+from edge_runtime.runtimes.base import Availability, LoadedModel, installed_version
 
-__all__ = ["CoreMLRuntime"]
+if TYPE_CHECKING:
+    from edge_runtime.runtimes.mil.device import ComputeUnits
+
+__all__ = ["CLASSIFIER_OUTPUTS", "CoreMLModel", "CoreMLRuntime", "check_ends"]
 
 _INSTALL = "pip install 'nearfar[convert]'"
 
+CLASSIFIER_OUTPUTS = ("classLabel", "classLabel_probs")
+"""What a classifier answers beside the tensors of its task."""
+
 
 class CoreMLRuntime:
-    """Runs ``.mlpackage`` by interpreting its MIL program in torch."""
+    """Runs ``.mlpackage``."""
 
     format = "coreml"
 
+    def __init__(self, *, compute_units: ComputeUnits | None = None) -> None:
+        self._compute_units = compute_units
+
     def availability(self) -> Availability:
         """Whether coremltools and torch are installed; they are not imported."""
-        for package in ("torch", "torchvision", "coremltools"):
+        for package in ("torch", "coremltools"):
             if find_spec(package) is None:
                 return Availability(
                     available=False, reason=f"{package} is not installed", install=_INSTALL
                 )
         return Availability(available=True, version=installed_version("coremltools"))
 
-    def load(self, path: Path, variant: Variant, *, threads: int = 1) -> CoreMLModel:
-        """Read the program and its weights."""
+    def load(self, path: Path, variant: Variant, *, threads: int = 1) -> LoadedModel:
+        """Read the program and its weights, or have Core ML compile them.
+
+        Raises ``BackendUnavailable`` (also for compute units anywhere but on macOS) or
+        ``ModelLoadError``.
+        """
+        if self._compute_units is not None:
+            from edge_runtime.runtimes.mil.device import DeviceModel
+
+            return DeviceModel(path, variant, self._compute_units)
         from edge_runtime.runtimes.mil.program import read_program
 
         function = read_program(path)
@@ -54,21 +74,13 @@ class CoreMLRuntime:
 
 
 class CoreMLModel:
-    """One MIL program."""
+    """One MIL program, interpreted."""
 
     def __init__(self, interpreter: Any, variant: Variant) -> None:
-        self.interpreter = interpreter
+        self._interpreter = interpreter
         self._inputs = variant.inputs
         self._outputs = variant.outputs
-        for kind, names, specs in (
-            ("inputs", interpreter.input_names, variant.inputs),
-            ("outputs", interpreter.output_names, variant.outputs),
-        ):
-            recorded = [spec.name for spec in specs]
-            if names != recorded:
-                raise ModelLoadError(
-                    f"{variant.id}: the package's {kind} are {names}, recorded are {recorded}"
-                )
+        check_ends(variant, interpreter.input_names, interpreter.output_names)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -81,11 +93,12 @@ class CoreMLModel:
         return self._outputs
 
     def run(self, inputs: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        """One inference."""
+        """One inference; 8-bit pixels stand for an image input."""
+        named = {}
         for spec, array in zip(self._inputs, inputs, strict=True):
             spec.check(array)
-        named = {spec.name: array for spec, array in zip(self._inputs, inputs, strict=True)}
-        answer = self.interpreter.run(named)
+            named[spec.name] = array
+        answer = self._interpreter.run(named)
         arrays = []
         for spec in self._outputs:
             array = answer[spec.name]
@@ -96,4 +109,21 @@ class CoreMLModel:
 
     def close(self) -> None:
         """Drop the program."""
-        self.interpreter = None
+        self._interpreter = None
+
+
+def check_ends(variant: Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise ``ModelLoadError`` unless a package takes and gives what ``variant`` records.
+
+    A classifier's label and dictionary may come on top.
+    """
+    tensors = [name for name in outputs if name not in CLASSIFIER_OUTPUTS]
+    for kind, names, specs in (
+        ("inputs", list(inputs), variant.inputs),
+        ("outputs", tensors, variant.outputs),
+    ):
+        recorded = [spec.name for spec in specs]
+        if names != recorded:
+            raise ModelLoadError(
+                f"{variant.id}: the package's {kind} are {names}, recorded are {recorded}"
+            )

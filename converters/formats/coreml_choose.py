@@ -1,0 +1,160 @@
+"""Choose compressed weights with the calibration inputs, before the program is written."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from converters.formats.coreml_compensate import compensate, compressible
+from converters.formats.coreml_grids import Grid, is_wide, lamp_masks
+from converters.formats.coreml_weights import fit_grid, weight_key
+from converters.formats.inner import inner_module
+from converters.jobs import ConvertJob
+from converters.ready import ReadyModule
+from converters.worker import report_progress
+
+__all__ = ["SPARSITY", "Choice", "choose_weights"]
+
+SPARSITY = 0.3
+"""Share of the weights of wide layers that become zero: the least that makes the file
+clearly smaller (fp16: 1 + 0.7 * 16 bits in place of 16)."""
+_SPARSER = (0.7, 0.6, 0.5, 0.4)
+_LEAST_DB = 9.0
+"""What the answer must keep after cutting alone; compensation then adds about 5 dB."""
+_MOST_BYTES = 512 * 2**20
+"""Of the largest activation, for all samples together."""
+_MOST_SAMPLES = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Weights that lie on their grids, and what was done for it."""
+
+    grids: Mapping[str, Grid]
+    """By ``weight_key`` of the module's new weights."""
+    sparsity: float
+    rewrites: tuple[str, ...]
+
+
+def choose_weights(ready: ReadyModule, job: ConvertJob, kept: tuple[str, ...]) -> Choice:
+    """Change the weights of ``ready.module`` in place, where there are calibration inputs.
+
+    int8 weights that all formats share (``job.rounded``) stay as they are.
+    """
+    sparse = job.precision.endswith("sparse")
+    model = inner_module(ready.module)
+    layers = {
+        name: layer
+        for name, layer in compressible(model).items()
+        if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in kept)
+    }
+    if job.precision == "int8" or job.rounded is not None or not ready.calibration_count:
+        return _plain(sparse)
+    samples = _samples(ready, model)
+    wide = {name: layer for name, layer in layers.items() if is_wide(layer.weight.shape[1])}
+    masks: dict[int, torch.Tensor] = {}
+    rewrites = ["compensate_weights"]
+    sparsity = SPARSITY
+    if sparse and wide:
+        sparsity = _choose_sparsity(model, list(wide), samples[:4])
+        found = lamp_masks([layer.weight for layer in wide.values()], sparsity)
+        masks = {id(layer): mask for layer, mask in zip(wide.values(), found, strict=True)}
+        rewrites.append(f"prune_{round(sparsity * 100)}")
+
+    def fit(layer: Any, weight: torch.Tensor, importance: torch.Tensor) -> Grid | None:
+        return fit_grid(job.precision, weight, importance, masks.get(id(layer)))
+
+    try:
+        grids = compensate(
+            model,
+            layers,
+            samples,
+            fit,
+            lambda done, count: report_progress("choosing weights", done, count),
+        )
+    except Exception as error:  # a model may take batch 1 only; it raises what it likes
+        report_progress(f"weights are rounded one by one: {type(error).__name__}")
+        return _plain(sparse)
+    by_key = {weight_key(layers[name].weight.numpy()): grid for name, grid in grids.items()}
+    return Choice(grids=by_key, sparsity=sparsity, rewrites=tuple(rewrites))
+
+
+def _plain(sparse: bool) -> Choice:
+    """Every weight on its own."""
+    rewrites = [f"prune_{round(SPARSITY * 100)}"] if sparse else []
+    return Choice(grids={}, sparsity=SPARSITY, rewrites=tuple(rewrites))
+
+
+class _Seen(Exception):  # no error: it ends a forward pass
+    """The net's input is known; what follows it need not run."""
+
+
+def _samples(ready: ReadyModule, model: Any) -> torch.Tensor:
+    """Inputs of the net itself, evenly spaced: as many as its largest activation allows."""
+    found: list[torch.Tensor] = []
+
+    def see(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.append(inputs[0])
+        raise _Seen
+
+    def inputs(places: Any) -> torch.Tensor:
+        found.clear()
+        hook = model.register_forward_pre_hook(see)
+        try:
+            for place in places:
+                with contextlib.suppress(_Seen), torch.no_grad():
+                    ready.module(torch.from_numpy(ready.calibration(int(place), int(place) + 1)))
+        finally:
+            hook.remove()
+        return torch.cat(found)
+
+    each = 2 * _largest_activation(model, inputs([0])) * 4  # exact and changed side by side
+    count = min(ready.calibration_count, _MOST_SAMPLES, max(1, _MOST_BYTES // max(each, 1)))
+    return inputs(np.linspace(0, ready.calibration_count - 1, count).round())
+
+
+def _largest_activation(model: Any, sample: torch.Tensor) -> int:
+    """Numbers in the largest output of a layer, for one input."""
+    largest = 0
+
+    def measure(_module: Any, _inputs: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, torch.Tensor):
+            largest = max(largest, output.numel())
+
+    hooks = [module.register_forward_hook(measure) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest
+
+
+def _choose_sparsity(module: Any, names: list[str], samples: torch.Tensor) -> float:
+    """The highest sparsity that leaves the answer ``_LEAST_DB`` before compensation."""
+    with torch.no_grad():
+        exact = _flat(module(samples))
+        for sparsity in _SPARSER:
+            trial = copy.deepcopy(module)
+            layers = [inner_module(trial).get_submodule(name) for name in names]
+            masks = lamp_masks([layer.weight for layer in layers], sparsity)
+            for layer, mask in zip(layers, masks, strict=True):
+                layer.weight.data = layer.weight.data * mask
+            wrong = _flat(trial(samples)) - exact
+            power, noise = float((exact**2).mean()), float((wrong**2).mean())
+            if noise <= power * 10 ** (-_LEAST_DB / 10):
+                return sparsity
+    return SPARSITY
+
+
+def _flat(answer: Any) -> torch.Tensor:
+    parts = answer if isinstance(answer, tuple | list) else (answer,)
+    return torch.cat([part.double().reshape(-1) for part in parts])
