@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ def layer_sensitivity(
     for done, layer in enumerate(layers):
         if progress is not None:
             progress(done, len(layers))
-        answer = _answers(lambda batch, layer=layer: model(batch, only=(layer,)), samples)
+        answer = _answers(functools.partial(model, only=(layer,)), samples)
         figures.append((layer, _sqnr_db(exact, answer)))
     return sorted(figures, key=lambda figure: figure[1])
 
@@ -50,7 +51,7 @@ def simulated_sqnr_db(module: nn.Module, samples: torch.Tensor, keep: Sequence[s
     """SQNR of the whole rounded model, in dB, with the layers ``keep`` left in float."""
     model = QuantizedModel(module, samples[:1])
     model.measure(samples.split(_BATCH), round_weights=False)
-    answer = _answers(lambda batch: model(batch, keep=keep), samples)
+    answer = _answers(functools.partial(model, keep=keep), samples)
     return _sqnr_db(_answers(module, samples), answer)
 
 

@@ -14,18 +14,20 @@ import torch
 from torch import nn
 
 
-def block(inputs, outputs, stride, groups=1):
+def block(inputs, outputs, stride, groups=1, act=nn.ReLU6):
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.ReLU6(),
+        act(),
     )
 
 
 class Net(nn.Module):
-    def __init__(self, classes):
+    def __init__(self, classes, act=nn.ReLU6):
         super().__init__()
-        self.features = nn.Sequential(block(3, 8, 2), block(8, 8, 1, 8), block(8, 16, 2))
+        self.features = nn.Sequential(
+            block(3, 8, 2, 1, act), block(8, 8, 1, 8, act), block(8, 16, 2, 1, act)
+        )
         self.dropout = nn.Dropout(0.1)
         self.classifier = nn.Linear(16, classes)
 
@@ -36,6 +38,11 @@ class Net(nn.Module):
 def net():
     torch.manual_seed(0)
     return Net(4)
+
+
+def uncapped():
+    torch.manual_seed(0)
+    return Net(4, nn.ReLU)
 
 
 def net6():
@@ -77,7 +84,7 @@ def write_shapes(folder: Path, count: int, *, kinds: tuple[str, ...] = SHAPES) -
 
 
 def write_net(folder: Path) -> Path:
-    """``nets.py`` with the factories ``net`` (4 classes) and ``net6``."""
+    """``nets.py`` with the factories ``net`` (4 classes), ``uncapped`` and ``net6``."""
     path = folder / "nets.py"
     path.write_text(NET)
     return path
