@@ -18,7 +18,12 @@ import warnings
 from typing import Any
 
 from converters.formats.float_region import arithmetic_region
-from converters.formats.inner import inner_module, kept_modules, replace_inner
+from converters.formats.inner import (
+    inner_module,
+    is_post_processed,
+    kept_modules,
+    replace_inner,
+)
 from converters.ready import ReadyModule
 from converters.worker import report_progress
 from edge_runtime.contract.errors import PrecisionRefused, SourceError, UnsupportedOperator
@@ -299,8 +304,8 @@ def _hide_final_activations(traced: Any, ready: ReadyModule) -> int:
 
     from converters.rewrites.in_float import hide
 
-    if ready.module is not inner_module(ready.module) and len(ready.outputs) != 1:
-        return 0  # NMS follows: the net's own outputs are not those of the file
+    if is_post_processed(ready.module):
+        return 0
     modules = dict(traced.named_modules(remove_duplicate=False))
     (answer,) = next(n for n in traced.graph.nodes if n.op == "output").args
     nodes = answer if isinstance(answer, tuple | list) else [answer]

@@ -10,7 +10,7 @@ from typing import Any
 
 from edge_runtime.contract.errors import ConfigError
 
-__all__ = ["fold_inner", "inner_module", "kept_modules", "replace_inner"]
+__all__ = ["fold_inner", "inner_module", "is_post_processed", "kept_modules", "replace_inner"]
 
 
 def _is_wrapper(module: Any) -> bool:
@@ -54,22 +54,19 @@ def fold_inner(module: Any, shape: tuple[int, ...]) -> int:
     ``shape``: of the net's input. Raises ``ConversionError`` when the answer changed.
     """
     import torch
-    from torch import nn
 
     from converters.rewrites.fold import fold_batch_norm
 
-    class Flat(nn.Module):
-        """All answers as one tensor: ``fold_batch_norm`` compares tensors."""
-
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            answer = self.model(x)
-            parts = answer if isinstance(answer, tuple | list) else (answer,)
-            return torch.cat([part.reshape(-1) for part in parts])
-
     generator = torch.Generator().manual_seed(0)
-    flat = Flat(inner_module(module)).eval()
-    return fold_batch_norm(flat, torch.rand(shape, generator=generator))
+    return fold_batch_norm(inner_module(module), torch.rand(shape, generator=generator))
+
+
+def is_post_processed(module: Any) -> bool:
+    """Whether NMS or argmax follow the net: the file's outputs are not the net's."""
+    from converters.rewrites.in_graph import ArgmaxMask, NmsDetector
+
+    while _is_wrapper(module):
+        if isinstance(module, ArgmaxMask | NmsDetector):
+            return True
+        module = module.model
+    return False
