@@ -38,10 +38,10 @@ demo: $(STAMP)  ## Convert, prove, serve and answer 300+ photos over an emulated
 	$(BIN)/nearfar demo
 
 test: $(STAMP)  ## Run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 fast: $(STAMP)  ## Run the tests that end within 90 seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: $(STAMP)  ## Lint, type-check and check who imports whom
 	$(BIN)/ruff format --check .

@@ -21,18 +21,21 @@ from converters.options import (
     JSON,
     choose_console,
     choose_many,
+    optional_source_options,
     source_options,
     source_request,
     write_json,
 )
 from converters.plan import FileOptions, plan
 from converters.progress import JobProgress
+from converters.project import convert_project
 from converters.recipes import FORMATS, OFFERED, RECIPES, REFUSED
 from converters.report.html import write_html
 from converters.report.junit import write_junit
 from converters.report.layers_table import print_layers
 from converters.report.records import Sample
 from converters.report.table import describe_preprocess, print_manifest, print_report
+from converters.resume import JobCache
 from converters.verify.gates import read_gates
 from converters.verify.verify import Options, verify_bundle
 from edge_runtime.bundle import Bundle
@@ -41,8 +44,6 @@ from edge_runtime.contract.manifest import Format, InputMode, MinOs, Precision
 from edge_runtime.contract.tasks import task_name
 
 __all__ = ["convert", "export", "formats", "inspect", "verify"]
-
-_source_options = source_options
 
 
 @click.command(
@@ -54,7 +55,7 @@ _source_options = source_options
     "  nearfar convert nets.py:my_net --weights my.pth --preprocess tf \\\n"
     "      --input-size 224 --to tflite --precision fp16 -o my.bundle\n"
 )
-@source_options
+@optional_source_options
 @click.option(
     "--to", "to_formats", default="torchscript,tflite,coreml", show_default=True,
     metavar="F,F", help=f"Formats: {', '.join(FORMATS)}, or all.",
@@ -98,6 +99,18 @@ _source_options = source_options
     "--keep-going", is_flag=True,
     help="Leave out variants that cannot be written, name them, and exit with 1.",
 )  # fmt: skip
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="TOML",
+    help="Convert and verify every model of this file instead of SOURCE: see docs/ci.md.",
+)  # fmt: skip
+@click.option(
+    "--reports", type=click.Path(path_type=Path), metavar="DIR",
+    help="With --config: JSON, JUnit and HTML of each verification.",
+)  # fmt: skip
+@click.option(
+    "--resume", type=click.Path(path_type=Path), metavar="DIR",
+    help="Keep finished steps in DIR, by content, and take them up again.",
+)  # fmt: skip
 @click.option("--min-ios", metavar="N", help="Oldest iOS the app runs on, for example 16.")
 @click.option(
     "--min-android-api", type=click.IntRange(21, 100), metavar="N",
@@ -106,7 +119,7 @@ _source_options = source_options
 @JOBS
 @JSON
 def convert(
-    source: str,
+    source: str | None,
     task: str,
     to_formats: str,
     precisions: str,
@@ -120,11 +133,14 @@ def convert(
     gates: Path | None,
     auto: bool,
     keep_going: bool,
+    config: Path | None,
+    reports: Path | None,
+    resume: Path | None,
     min_ios: str | None,
     min_android_api: int | None,
     name: str | None,
     model_version: str,
-    output: Path,
+    output: Path | None,
     force: bool,
     quiet: bool,
     jobs: int,
@@ -138,6 +154,16 @@ def convert(
     variants passed their gates, 1 one did not (it is marked not to ship), 2 bad input,
     3 a backend is missing.
     """
+    if config is not None:
+        shared = [f"--jobs={jobs}"]
+        shared += ["--force"] if force else []
+        shared += ["--quiet"] if quiet else []
+        shared += [f"--resume={resume.absolute()}"] if resume is not None else []
+        sys.exit(convert_project(config, shared, reports=reports, quiet=quiet))
+    if source is None or output is None:
+        raise ConfigError("name a SOURCE and a folder to write (-o), or pass --config TOML")
+    if reports is not None:
+        raise ConfigError("--reports goes with --config; for one bundle use nearfar verify --html")
     request = source_request(source, task=task, **source_options)
     options = _file_options(input_mode, nms, argmax, min_ios, min_android_api)
     targets, refused = plan(
@@ -170,6 +196,7 @@ def convert(
                 force=force,
                 auto=auto,
                 keep_going=keep_going,
+                cache=JobCache(resume) if resume is not None else None,
                 jobs=jobs,
                 listener=progress.update,
             )

@@ -38,6 +38,7 @@ from converters.jobs import (
 from converters.plan import FileOptions, Target
 from converters.quality import with_quality
 from converters.recipes import RECIPES
+from converters.resume import JobCache
 from converters.supervisor import JobError, Listener, Supervisor
 from converters.tasks import ANCHORS_FILE
 from converters.verify.figures import Finding
@@ -93,6 +94,8 @@ class Conversion:
     """Give variants that fail their gate their accuracy back, or a stand-in."""
     keep_going: bool = False
     """A variant that cannot be written is left out and named, instead of ending it all."""
+    cache: JobCache | None = None
+    """Finished steps of earlier runs."""
     jobs: int = 1
     listener: Listener | None = None
 
@@ -139,7 +142,9 @@ class _Run:
         self.request = request
         self.root = root
         self.work = work
-        self.supervisor = Supervisor(work, jobs=request.jobs, listener=request.listener)
+        self.supervisor = Supervisor(
+            work, jobs=request.jobs, listener=request.listener, cache=request.cache
+        )
         self.seconds: dict[str, float] = {}
         self.peak: dict[str, int] = {}
         self.left_out: dict[str, Finding] = {}

@@ -23,6 +23,7 @@ __all__ = [
     "JSON",
     "choose_console",
     "choose_many",
+    "optional_source_options",
     "parse_size",
     "source_options",
     "source_request",
@@ -47,8 +48,8 @@ JOBS = click.option(
     help="Child processes at a time.",
 )
 
+_SOURCE = click.argument("source")
 _OPTIONS = (
-    click.argument("source"),
     click.option(
         "--weights",
         metavar="F",
@@ -109,21 +110,32 @@ _OPTIONS = (
     ),
     click.option("--name", help="Name in the manifest  [default: from SOURCE]"),
     click.option("--version", "model_version", default="1.0.0", show_default=True),
-    click.option(
-        "-o",
-        "--output",
-        type=click.Path(path_type=Path),
-        required=True,
-        help="Folder to write; it must not exist.",
-    ),
     click.option("--force", is_flag=True, help="Replace the output if it exists."),
     click.option("--quiet", is_flag=True, help="No progress."),
 )
 
 
+def _output(*, required: bool) -> Callable[[F], F]:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        required=required,
+        help="Folder to write; it must not exist.",
+    )
+
+
 def source_options(function: F) -> F:
-    """Add SOURCE and its options to a command; ``source_request`` reads them."""
-    for option in reversed(_OPTIONS):
+    """Add SOURCE, ``-o`` and their options to a command; ``source_request`` reads them."""
+    for option in reversed((_SOURCE, _output(required=True), *_OPTIONS)):
+        function = option(function)
+    return function
+
+
+def optional_source_options(function: F) -> F:
+    """The same for a command that may take them from a file instead."""
+    source = click.argument("source", required=False)
+    for option in reversed((source, _output(required=False), *_OPTIONS)):
         function = option(function)
     return function
 

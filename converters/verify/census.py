@@ -11,8 +11,8 @@ from converters.formats.census_types import Census
 __all__ = ["find_census"]
 
 _MODULES = {
-    "tflite": "converters.formats.census:tflite_census",
-    "torchscript": "converters.formats.census:torchscript_census",
+    "tflite": "converters.formats.census:census",
+    "torchscript": "converters.formats.census:census",
     "coreml": "converters.formats.coreml_census:census",
     "executorch": "converters.formats.executorch_census:census",
 }

@@ -362,7 +362,7 @@ class _Verification:
         images = len(self.images) or self.latents
         if isinstance(ran, JobError):
             missing = isinstance(ran.cause, BackendUnavailable)
-            return _failed(variant, ratio, images, ran.code, ran.detail, missing=missing)
+            return _failed(variant, ratio, images, ran.cause.code, ran.detail, missing=missing)
         answer = ran.answer
         assert isinstance(answer, RunResult)  # noqa: S101  # what a RunJob answers
         if variant.id in answer.errors:

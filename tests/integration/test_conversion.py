@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from converters.dataset import read_dataset
-from converters.verify.gates import DEFAULT_GATES
+from converters.verify.gates import default_gates
 from converters.verify.verify import Options, Report, verify_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.manifest import Manifest, Variant
@@ -51,7 +51,7 @@ def _verify(bundle: Path, photos: Path, *, labels: bool = False) -> Report:
     data = read_dataset(
         photos, labels=photos / "labels.csv" if labels else None, purpose="evaluation"
     )
-    return verify_bundle(Bundle.open(bundle), data, Options(gates=DEFAULT_GATES, jobs=2))
+    return verify_bundle(Bundle.open(bundle), data, Options(gates=default_gates("classification"), jobs=2))
 
 
 def test_bundle_holds_every_variant_reference_and_golden_vectors(bundle: Path) -> None:

@@ -2,7 +2,8 @@
 
 The ``.tflite`` files are written with the schema that ships in the ``ai-edge-litert``
 wheel, run by its interpreter, and recorded in a real manifest with measured quality.
-Bundles are cached under ``build/test-cache`` by the digest of this file.
+Bundles are cached under ``build/test-cache`` by the digest of this file
+and of the manifest's definition.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from PIL import Image
 
 from edge_runtime.contract import preprocess
 from edge_runtime.contract.files import atomic_directory, file_entries
+from edge_runtime.contract import manifest as manifest_module
 from edge_runtime.contract.manifest import (
     MANIFEST_NAME,
     REFERENCE_RECORD_NAME,
@@ -53,7 +55,7 @@ def tiny_bundle(*, slow_fp32_layers: int = 0, scale: float = 40.0) -> Path:
     file (about 10 ms each on one core): a model that really is slow. ``scale`` sets how
     sure the model is: its logits are multiplied by it.
     """
-    source = Path(__file__).read_bytes()
+    source = Path(__file__).read_bytes() + Path(str(manifest_module.__file__)).read_bytes()
     key = hashlib.sha256(source + repr((slow_fp32_layers, scale)).encode()).hexdigest()[:16]
     target = _CACHE / f"bundle-{key}"
     if not (target / MANIFEST_NAME).is_file():

@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_runtime.contract import preprocess
 from edge_runtime.contract.files import atomic_directory, file_entries
+from edge_runtime.contract import manifest as manifest_module
 from edge_runtime.contract.manifest import (
     MANIFEST_NAME,
     REFERENCE_RECORD_NAME,
@@ -295,7 +296,8 @@ def task_bundle(
     name: TaskName, *, mode: InputMode = "float", ending: Ending = "", flip: bool = False
 ) -> Path:
     """A bundle with one TorchScript variant, cached by the digest of this file."""
-    source = Path(__file__).read_bytes() + repr((name, mode, ending, flip)).encode()
+    source = Path(__file__).read_bytes() + Path(str(manifest_module.__file__)).read_bytes()
+    source += repr((name, mode, ending, flip)).encode()
     target = _CACHE / f"task-{hashlib.sha256(source).hexdigest()[:16]}"
     if not (target / MANIFEST_NAME).is_file():
         with atomic_directory(target, replace=True) as root:

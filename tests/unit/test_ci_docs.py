@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pytest
 import yaml
 
 from converters import cli
@@ -75,9 +74,6 @@ def test_every_key_is_described_and_no_other() -> None:
     assert sorted(described) == sorted(ModelConfig.__struct_fields__)
 
 
-@pytest.mark.xfail(
-    "--config" not in known_options(cli.convert), reason="convert takes no --config", strict=True
-)
 def test_the_commands_of_the_page_and_the_workflow_exist() -> None:
     runs = "\n".join(step["run"] for step in steps() if "run" in step)
     commands = [*nearfar_commands(PAGE), *nearfar_commands(runs)]

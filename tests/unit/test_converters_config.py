@@ -12,7 +12,18 @@ from converters.config import ModelConfig, load_config, to_arguments, to_verify_
 from edge_runtime.contract.errors import ConfigError
 
 MINIMAL = '[[model]]\nsource = "zoo:digits-small"\noutput = "digits.bundle"\n'
-RUN_OPTIONS = {"force", "quiet", "jobs", "json", "config", "resume", "html", "junit", "help"}
+RUN_OPTIONS = {
+    "force",
+    "quiet",
+    "jobs",
+    "json",
+    "config",
+    "reports",
+    "resume",
+    "html",
+    "junit",
+    "help",
+}
 """Of the command line alone: they say how to run, not what to make."""
 
 
