@@ -60,10 +60,13 @@ def _float_scalars(node: Any) -> None:
 
 
 def _retarget(node: Any, target: Any, *arguments: Any) -> None:
-    """Make ``node`` another operator; quantizers also read which function it came from."""
+    """Make ``node`` another operator.
+
+    XNNPACK's quantizer finds pools by the function, or else the class of the innermost
+    module, that a node came from: a function named here keeps it from looking further.
+    """
     node.target, node.args, node.kwargs = target, arguments, {}
-    for key in ("torch_fn", "source_fn_stack"):
-        node.meta.pop(key, None)
+    node.meta["source_fn_stack"] = [(node.name, target)]
 
 
 def _name_clamp(node: Any) -> None:

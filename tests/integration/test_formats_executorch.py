@@ -39,6 +39,7 @@ class Net(nn.Module):
         self.norm = nn.InstanceNorm2d(8, affine=True)
         self.group = nn.GroupNorm(2, 8)
         self.pool = nn.AvgPool2d(3, 1, 1)
+        self.squeeze = nn.AdaptiveAvgPool2d(1)
         self.gate = nn.Hardsigmoid()
         self.image = nn.Conv2d(8, 3, 3, padding=1)
         self.latent = nn.Linear(8, 5)
@@ -47,7 +48,7 @@ class Net(nn.Module):
     def forward(self, x):
         x = F.relu6(self.thin(self.depthwise(F.pad(self.stem(x), (1, 1, 1, 1)))))
         x = self.pool(self.group(F.relu(self.norm(x))))
-        x = x * self.gate(x) * self.scale[None, :, None, None] + 1
+        x = x * self.gate(self.squeeze(x)) * self.scale[None, :, None, None] + 1
         return torch.sigmoid(self.image(x)), self.latent(x.mean((2, 3)))
 
 def net():
