@@ -1,4 +1,4 @@
-"""Two gaps in coremltools 9 that its converter front end has today, filled from outside."""
+"""Three gaps in coremltools 9's PyTorch front end, filled from outside."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _ALIASES = {
 
 
 def fill_gaps() -> None:
-    """Teach the PyTorch front end aliases and one-element arrays. Safe to call again."""
+    """Teach the PyTorch front end aliases, one-element arrays and whole quotients.
+
+    Safe to call again.
+    """
     from coremltools.converters.mil.frontend.torch import ops
     from coremltools.converters.mil.frontend.torch.torch_op_registry import (
         _TORCH_OPS_REGISTRY as REGISTRY,
@@ -53,3 +56,32 @@ def fill_gaps() -> None:
 
     cast.nearfar = True  # type: ignore[attr-defined]
     ops._cast = cast
+    _divide_integers(ops, REGISTRY)
+
+
+def _divide_integers(ops: Any, registry: Any) -> None:
+    """``torch.div(int, int, rounding_mode="floor")`` is an integer; coremltools makes fp32."""
+    from coremltools.converters.mil.mil import types
+
+    original = registry.get_func("div")
+
+    def div(context: Any, node: Any) -> None:
+        both = [context[name] for name in node.inputs[:2]]
+        original(context, node)
+        result = context[node.name]
+        if all(types.is_int(var.dtype) for var in both) and _rounds(context, node):
+            # Quotients are exact in fp32 up to 2^24, more than there are boxes times classes.
+            whole = ops.mb.cast(x=result, dtype="int32", name=f"{node.name}_whole")
+            context.add(whole, node.name, override=True)
+
+    registry.set_func_by_name(div, "div")
+
+
+def _rounds(context: Any, node: Any) -> bool:
+    names = list(node.inputs[2:3]) + list((getattr(node, "kwinputs", None) or {}).values())
+    for name in names:
+        key = name[0] if isinstance(name, list | tuple) else name
+        var = context[key] if isinstance(key, str) and key in context else None
+        if isinstance(getattr(var, "val", None), str):
+            return True
+    return False

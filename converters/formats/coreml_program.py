@@ -16,7 +16,7 @@ from converters.ready import ReadyModule
 from converters.worker import report_progress
 from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.contract.tensors import TensorSpec
-from edge_runtime.runtimes.coreml import CLASSIFIER_OUTPUTS
+from edge_runtime.runtimes.coreml import CLASSIFIER_OUTPUTS, package_name
 
 __all__ = [
     "add_classifier",
@@ -117,8 +117,9 @@ def write_program(
     import torch
 
     fill_gaps()
+    taken = [spec.name for spec in ready.inputs]
     outputs = [
-        coremltools.TensorType(name=spec.name, dtype=np.dtype(spec.dtype).type)
+        coremltools.TensorType(name=package_name(spec.name, taken), dtype=np.dtype(spec.dtype).type)
         for spec in ready.outputs
     ]
     if classifier:
@@ -145,13 +146,14 @@ def write_program(
     with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         try:
             return write(torch.jit.trace(module, example, check_trace=False), paths)
-        except Exception:  # coremltools raises many types
-            report_progress("converting to Core ML from torch.export")
+        except Exception as error:  # coremltools raises many types
+            first = error
+        report_progress("converting to Core ML from torch.export")
         try:
             exported = torch.export.export(module, (example,))
             return write(exported.run_decompositions({}), paths)
-        except Exception as error:
-            raise unsupported("coreml", error) from error
+        except Exception:  # the trace's own failure says more
+            raise unsupported("coreml", first) from first
 
 
 def rebuild(model: Any, edit: Callable[[Any, Any], None]) -> Any:

@@ -9,7 +9,7 @@ there. ``edge_runtime.runtimes.mil.device.compare`` puts the two side by side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from edge_runtime.runtimes.base import Availability, LoadedModel, installed_vers
 if TYPE_CHECKING:
     from edge_runtime.runtimes.mil.device import ComputeUnits
 
-__all__ = ["CLASSIFIER_OUTPUTS", "CoreMLModel", "CoreMLRuntime", "check_ends"]
+__all__ = ["CLASSIFIER_OUTPUTS", "CoreMLModel", "CoreMLRuntime", "check_ends", "package_name"]
 
 _INSTALL = "pip install 'nearfar[convert]'"
 
@@ -101,7 +101,7 @@ class CoreMLModel:
         answer = self._interpreter.run(named)
         arrays = []
         for spec in self._outputs:
-            array = answer[spec.name]
+            array = answer[package_name(spec.name, named)]
             if array.shape != spec.shape:
                 raise TensorError(f"output {spec.name!r} has shape {list(array.shape)}")
             arrays.append(array.astype(spec.dtype, copy=False))
@@ -112,17 +112,26 @@ class CoreMLModel:
         self._interpreter = None
 
 
+def package_name(output: str, inputs: Iterable[str]) -> str:
+    """An output's name inside a package: Core ML lets none have that of an input.
+
+    An image from an image is ``image`` in the manifest and ``image_out`` in the package.
+    """
+    return f"{output}_out" if output in set(inputs) else output
+
+
 def check_ends(variant: Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Raise ``ModelLoadError`` unless a package takes and gives what ``variant`` records.
 
     A classifier's label and dictionary may come on top.
     """
     tensors = [name for name in outputs if name not in CLASSIFIER_OUTPUTS]
-    for kind, names, specs in (
-        ("inputs", list(inputs), variant.inputs),
-        ("outputs", tensors, variant.outputs),
+    recorded_inputs = [spec.name for spec in variant.inputs]
+    recorded_outputs = [package_name(spec.name, recorded_inputs) for spec in variant.outputs]
+    for kind, names, recorded in (
+        ("inputs", list(inputs), recorded_inputs),
+        ("outputs", tensors, recorded_outputs),
     ):
-        recorded = [spec.name for spec in specs]
         if names != recorded:
             raise ModelLoadError(
                 f"{variant.id}: the package's {kind} are {names}, recorded are {recorded}"

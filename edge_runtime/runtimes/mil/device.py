@@ -92,7 +92,7 @@ class DeviceModel:
             answer = self._model.predict(arguments)
         except Exception as error:  # Core ML's own errors come as RuntimeError and others
             raise InferenceError(f"Core ML failed: {error}") from error
-        return prediction_outputs(self._variant.outputs, answer)
+        return prediction_outputs(self._variant.outputs, answer, tuple(arguments))
 
     def close(self) -> None:
         """Drop the model."""
@@ -135,17 +135,21 @@ def prediction_arguments(
 
 
 def prediction_outputs(
-    specs: Sequence[TensorSpec], answer: Mapping[str, Any]
+    specs: Sequence[TensorSpec], answer: Mapping[str, Any], inputs: Sequence[str] = ()
 ) -> list[NDArray[np.generic]]:
     """The arrays of ``specs`` out of what ``MLModel.predict`` gives. Raises ``TensorError``.
 
-    A classifier's label and dictionary are left aside.
+    ``inputs``: the package's, whose names no output has (``package_name``). A classifier's
+    label and dictionary are left aside.
     """
+    from edge_runtime.runtimes.coreml import package_name
+
     arrays: list[NDArray[np.generic]] = []
     for spec in specs:
-        if spec.name not in answer:
-            raise TensorError(f"Core ML gave no {spec.name!r}, only {', '.join(sorted(answer))}")
-        array = np.asarray(answer[spec.name])
+        name = package_name(spec.name, inputs)
+        if name not in answer:
+            raise TensorError(f"Core ML gave no {name!r}, only {', '.join(sorted(answer))}")
+        array = np.asarray(answer[name])
         if array.size != np.prod(spec.shape, dtype=np.int64):
             raise TensorError(f"Core ML gave {spec.name!r} as {list(array.shape)}")
         arrays.append(np.ascontiguousarray(array.reshape(spec.shape).astype(spec.dtype)))
