@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from converters.rewrites.fold import fold_batch_norm
 from converters.rewrites.rounding import round_weights
 from converters.sources import load_source
 from edge_runtime.contract import preprocess
+from tests.support.digits import nearfar
 from tests.support.shapes import SHAPES, draw, write_net, write_shapes
 
 pytestmark = pytest.mark.slow
@@ -163,3 +165,32 @@ def test_the_weights_that_are_written_need_no_more_rounding(case: Case) -> None:
         round_weights(tuned, case.calibration)
         answer = tuned(case.unseen)
     assert float((answer - wanted).abs().max()) < 1e-3 * float(wanted.abs().max())
+
+
+def test_the_converted_file_is_closer_to_the_float_net(case: Case, tmp_path: Path) -> None:
+    """Real .tflite files, judged by ``verify`` on unseen pictures against the float net."""
+    unseen = write_shapes(tmp_path / "unseen", 40, first=2000)
+    tuning = dataclasses.replace(ROUNDED, qat_bits=8, learning_rate=3e-4)
+    case.tune("file", tuning)
+    figures = {}
+    for name, weights in (
+        ("plain", Path(str(case.source.weights))),
+        ("qat", case.folder / "file" / "model.safetensors"),
+    ):
+        bundle = tmp_path / f"{name}.bundle"
+        done = nearfar(
+            "convert", case.source.source, "--weights", weights, "--preprocess", "torchvision",
+            "--input-size", "32", "--to", "tflite", "--precision", "int8",
+            "--calib", case.pictures, "-o", bundle, "--quiet",
+        )  # fmt: skip
+        assert done.returncode in (0, 1), done.stderr
+        report = tmp_path / f"{name}.json"
+        done = nearfar(
+            "verify", bundle, "--eval", unseen, "--reference", case.source.source,
+            "--weights", str(case.source.weights), "--json", report, "--quiet",
+        )  # fmt: skip
+        assert done.returncode in (0, 1), done.stderr
+        (figures[name],) = json.loads(report.read_text())["variants"]
+    assert figures["qat"]["images"] == figures["plain"]["images"] == 160
+    assert figures["qat"]["agreement"] >= figures["plain"]["agreement"]
+    assert figures["qat"]["sqnr_db"] > figures["plain"]["sqnr_db"]

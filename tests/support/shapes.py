@@ -74,11 +74,13 @@ def draw(kind: str, seed: int, side: int = 40) -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def write_shapes(folder: Path, count: int, *, kinds: tuple[str, ...] = SHAPES) -> Path:
-    """``folder/<kind>/<number>.png``, ``count`` of each."""
+def write_shapes(
+    folder: Path, count: int, *, kinds: tuple[str, ...] = SHAPES, first: int = 0
+) -> Path:
+    """``folder/<kind>/<number>.png``, ``count`` of each, from number ``first`` on."""
     for kind in kinds:
         (folder / kind).mkdir(parents=True)
-        for number in range(count):
+        for number in range(first, first + count):
             draw(kind, number).save(folder / kind / f"{number:03d}.png")
     return folder
 
