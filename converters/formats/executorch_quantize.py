@@ -9,6 +9,7 @@ What the stock configuration does wrong for converted nets, each measured:
   wastes every step beyond 6; here they are one pattern, as convolution and ReLU are;
 * a mean over height and width gets the range of its input, and so few steps of its own
   smaller values; here it has its own range;
+* a normalization written out as arithmetic would be quantized; here it stays float;
 * arithmetic of the baked normalization and of NMS would be quantized too, constants
   included; here only the net itself is.
 
@@ -21,6 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from converters.formats.float_region import arithmetic_region
 from converters.formats.inner import inner_module, kept_modules
 from converters.ready import ReadyModule
 from converters.worker import report_progress
@@ -147,6 +149,7 @@ def _quantizer(wanted: Callable[[Any], bool]) -> Any:
     class Quantizer(stock.XNNPACKQuantizer):  # type: ignore[misc]
         def annotate(self, model: Any) -> Any:
             """Add the patterns that the stock quantizer lacks, then the stock ones."""
+            _leave_statistics_float(model)
             _annotate_clamped(model, config, wanted)
             _annotate_means(model, config, wanted)
             return super().annotate(model)
@@ -191,6 +194,37 @@ def _annotate_clamped(model: Any, config: Any, wanted: Callable[[Any], bool]) ->
         utils._mark_nodes_as_annotated(partition)
 
 
+def _leave_statistics_float(model: Any) -> None:
+    """Mark the arithmetic around roots and divisions as done: see ``float_region``."""
+    import torch
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+    from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+    aten = torch.ops.aten
+    roots = {aten.sqrt.default, aten.rsqrt.default, aten.reciprocal.default}
+    kinds = {
+        *roots, aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.mul.Tensor,
+        aten.mul_.Tensor, aten.div.Tensor, aten.mean.dim, aten.sum.dim_IntList,
+        aten.pow.Tensor_Scalar, aten.square.default, aten.view.default, aten.reshape.default,
+        aten.unsqueeze.default, aten.expand.default, aten.var.correction,
+    }  # fmt: skip
+    nodes = list(model.graph.nodes)
+    seeds = [
+        node
+        for node in nodes
+        if node.target in roots
+        or (node.target == aten.div.Tensor and getattr(node.args[1], "op", "") == "call_function")
+    ]
+    region = arithmetic_region(
+        seeds,
+        {node: node.all_input_nodes for node in nodes},
+        {node: list(node.users) for node in nodes},
+        {node for node in nodes if node.target in kinds},
+    )
+    for node in region:
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+
+
 def _annotate_means(model: Any, config: Any, wanted: Callable[[Any], bool]) -> None:
     import torch
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer_utils as utils
@@ -198,7 +232,9 @@ def _annotate_means(model: Any, config: Any, wanted: Callable[[Any], bool]) -> N
     from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
     for node in model.graph.nodes:
-        if node.target == torch.ops.aten.mean.dim and node.args[2:] == (True,) and wanted(node):
+        if utils._is_annotated([node]) or not wanted(node):
+            continue
+        if node.target == torch.ops.aten.mean.dim and node.args[2:] == (True,):
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
                 input_qspec_map={node.args[0]: utils.get_input_act_qspec(config)},
                 output_qspec=utils.get_output_act_qspec(config),
