@@ -7,16 +7,13 @@ built-in ones use the same group as anyone else's.
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Protocol, runtime_checkable
 
 from converters.jobs import Artifact, ConvertJob
 from edge_runtime.contract.errors import BackendUnavailable, UnsupportedOperator
 from edge_runtime.runtimes.base import Availability
 
-__all__ = ["FormatBackend", "calibration_batches", "find_backend", "unsupported"]
+__all__ = ["FormatBackend", "find_backend", "unsupported"]
 
 
 @runtime_checkable
@@ -49,12 +46,6 @@ def find_backend(format_name: str) -> FormatBackend:
             )
         return backend
     raise BackendUnavailable(f"no converter is registered for format {format_name!r}")
-
-
-def calibration_batches(job: ConvertJob) -> Any:
-    """The calibration pixels, float32 ``[N, C, H, W]``, mapped read-only."""
-    assert job.calibration is not None  # noqa: S101  # planned so by the recipe
-    return np.load(Path(job.calibration), mmap_mode="r")
 
 
 def unsupported(format_name: str, error: Exception) -> UnsupportedOperator:
