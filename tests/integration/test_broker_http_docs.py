@@ -17,12 +17,15 @@ import pytest_asyncio
 import yaml
 
 from broker.app import build_application
+from broker.http.accept import answer_types
 from broker.http.errors import STATUS
 from broker.server import RunningBroker
 from edge_runtime.contract import errors as e
+from edge_runtime.contract.imaging import sniff_media_type
 from tests.support import broker_images as images
 from tests.support.broker import broker_here, predict, request
 from tests.support.servables import shared_servable
+from tests.support.tasks import TASKS, task_of, task_servable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -65,6 +68,10 @@ def resolve(node: dict[str, Any]) -> dict[str, Any]:
 def fits(value: Any, schema: dict[str, Any]) -> bool:
     """The part of JSON Schema that openapi.yaml uses."""
     schema = resolve(schema)
+    if "oneOf" in schema and sum(fits(value, choice) for choice in schema["oneOf"]) != 1:
+        return False
+    if "enum" in schema and value not in schema["enum"]:
+        return False
     kinds = schema.get("type", [])
     names = {
         "object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
@@ -81,14 +88,44 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
             return False
         return all(fits(item, known[key]) for key, item in value.items() if key in known)
     if isinstance(value, list):
+        if not schema.get("minItems", 0) <= len(value) <= schema.get("maxItems", len(value)):
+            return False
         return all(fits(item, schema.get("items", {})) for item in value)
-    return not ("minimum" in schema and value < schema["minimum"])
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return schema.get("minimum", value) <= value <= schema.get("maximum", value)
+    return True
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def broker() -> AsyncIterator[RunningBroker]:
-    async with broker_here(shared_servable()) as running:
+async def broker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningBroker]:
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(shared_servable(), folder / "tiny")
+    for name in TASKS:
+        shutil.copytree(task_servable(name), folder / name)
+    async with broker_here(folder) as running:
         yield running
+
+
+async def test_the_reading_of_schemas_here_refuses_what_they_refuse():
+    schema = {"$ref": "#/components/schemas/PredictAnswer"}
+    model = {"name": "m", "version": "1", "sha256": "0", "labels_sha256": None}
+    box = dict.fromkeys(("x_min", "y_min", "x_max", "y_max"), 1.0)
+    box |= {"index": 0, "label": "a", "score": 1}
+    picture = {"media_type": "image/png", "width": 1, "height": 1, "region": None, "data": ""}
+    assert fits({"model": model, "boxes": [box]}, schema)
+    assert fits({"model": model, "mask": picture | {"region": [0, 0, 1, 1]}}, schema)
+    for wrong in (
+        {},
+        {"boxes": [box], "image": picture},
+        {"boxes": [box | {"more": 1}]},
+        {"boxes": [box | {"x_min": -1}]},
+        {"mask": picture | {"media_type": "image/gif"}},
+        {"mask": picture | {"region": [0, 0, 1]}},
+        {"mask": picture | {"width": 0}},
+        {"scores": []},
+    ):
+        assert not fits({"model": model, **wrong}, schema), wrong
+    assert not fits({"seed": 2**53}, {"$ref": "#/components/schemas/SeedRequest"})
 
 
 async def test_every_route_is_documented_and_every_documented_route_is_there(
@@ -136,6 +173,26 @@ async def exchanges(url: str) -> list[tuple[str, Any]]:
         ("predict", await predict(url, images.bomb_png())),
         ("predict", await predict(url, images.png(), content_type="text/plain")),
     ]
+    for task in TASKS:
+        name = f"large-{task.replace('_', '-')}"
+        generates = task == "generation"
+        body = b'{"seed": 7}' if generates else images.png(3)
+        media_type = "application/json" if generates else "image/png"
+        for accept in answer_types(task_of(task)):
+            headers = {"Accept": accept}
+            reply = await predict(url, body, model=name, content_type=media_type, headers=headers)
+            assert reply.headers["Content-Type"].startswith(accept)
+            found.append(("predict", reply))
+            if accept != "application/json":
+                described = openapi()["paths"]["/v1/models/{name}:predict"]["post"]["responses"]
+                documented = described["200"]["headers"]
+                sent = {header.lower() for header in reply.headers}
+                ours = {header for header in sent if header.startswith("x-")}
+                assert ours <= {header.lower() for header in documented}
+        wrong = b"{}" if generates else b'{"seed": 7}'
+        reply = await predict(url, wrong, model=name, content_type="application/json")
+        found.append(("predict", reply))
+        assert reply.status == (400 if generates else 415)
     for path, operation in [
         ("/v1/models", "models"),
         ("/v1/models/tiny", "model"),
@@ -170,7 +227,7 @@ async def test_answers_have_the_documented_statuses_types_and_shapes(broker: Run
         described = resolve(documented[str(reply.status)])
         media_type = reply.headers["Content-Type"].partition(";")[0]
         assert media_type in described["content"], (name, reply.status, media_type)
-        if media_type != "text/plain":
+        if media_type.endswith("json"):
             schema = described["content"][media_type]["schema"]
             assert fits(reply.json, schema), (name, reply.body)
     assert {name for name, _ in pairs} == set(operations)
@@ -180,10 +237,14 @@ async def test_answers_have_the_documented_statuses_types_and_shapes(broker: Run
 async def test_the_curl_examples_work(broker: RunningBroker, tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(images.jpeg())
     blocks = re.findall(r"```sh\n(.*?)```", (DOCS / "http-api.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
+    assert len(blocks) >= 8
     environment = os.environ | {
         "URL": broker.url,
         "MODEL": "tiny",
+        "DETECTOR": "large-detection",
+        "SEGMENTER": "large-segmentation",
+        "STYLER": "large-image-to-image",
+        "GENERATOR": "large-generation",
         "IMAGE": str(tmp_path / "photo.jpg"),
     }
     for block in blocks:
@@ -191,6 +252,7 @@ async def test_the_curl_examples_work(broker: RunningBroker, tmp_path: Path):
             subprocess.run,
             ["bash", "-euc", block],
             env=environment,
+            cwd=tmp_path,
             capture_output=True,
             text=True,
             timeout=60,
@@ -199,3 +261,9 @@ async def test_the_curl_examples_work(broker: RunningBroker, tmp_path: Path):
         assert done.stdout
         if "X-Deadline-Ms: 0" in block:
             assert '"code":"wire"' in done.stdout
+    for name, media_type in (
+        ("mask.png", "image/png"),
+        ("styled.jpg", "image/jpeg"),
+        ("seed-7.png", "image/png"),
+    ):
+        assert sniff_media_type((tmp_path / name).read_bytes()) == media_type

@@ -197,7 +197,10 @@ def test_a_termination_while_models_load_exits_0():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    time.sleep(2.0)  # torch alone takes longer than this to import
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    end_s = time.monotonic() + 60
+    while not children.read_text() and time.monotonic() < end_s:  # its worker: it is loading now
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     stdout, _ = process.communicate(timeout=20)
     assert process.returncode == 0
