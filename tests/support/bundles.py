@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edge_runtime.contract import manifest as manifest_module
 from edge_runtime.contract import preprocess
 from edge_runtime.contract.files import atomic_directory, file_entries
-from edge_runtime.contract import manifest as manifest_module
 from edge_runtime.contract.manifest import (
     MANIFEST_NAME,
     REFERENCE_RECORD_NAME,

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from edge_runtime.contract import manifest as manifest_module
 from edge_runtime.contract import preprocess
 from edge_runtime.contract.files import atomic_directory, file_entries
-from edge_runtime.contract import manifest as manifest_module
 from edge_runtime.contract.manifest import (
     MANIFEST_NAME,
     REFERENCE_RECORD_NAME,
