@@ -43,7 +43,7 @@ def make_quantizer(wanted: Callable[[Any], bool]) -> Any:
     )
     config = QuantizationConfig(activation, activation, weight, None, False)
 
-    class Quantizer(stock.XNNPACKQuantizer):  # type: ignore[misc]
+    class Quantizer(stock.XNNPACKQuantizer):
         def annotate(self, model: Any) -> Any:
             """Add the patterns that the stock quantizer lacks, then the stock ones."""
             _leave_statistics_float(model)

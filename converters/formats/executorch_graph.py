@@ -122,7 +122,7 @@ def _pad_in_convolution(node: Any) -> None:
     import torch
 
     aten = torch.ops.aten
-    pad = node.args[0] if node.args else None
+    pad: Any = node.args[0] if node.args else None
     if node.target != aten.conv2d.default or getattr(pad, "target", None) not in (
         aten.pad.default,
         aten.constant_pad_nd.default,

@@ -185,9 +185,7 @@ class GoldenVector(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     input: Path
-    outputs: Annotated[
-        tuple[Path, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_TENSORS)
-    ]
+    outputs: Annotated[tuple[Path, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_TENSORS)]
     stride: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_TENSOR_ELEMENTS)] = 1
 
 

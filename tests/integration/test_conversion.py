@@ -51,7 +51,9 @@ def _verify(bundle: Path, photos: Path, *, labels: bool = False) -> Report:
     data = read_dataset(
         photos, labels=photos / "labels.csv" if labels else None, purpose="evaluation"
     )
-    return verify_bundle(Bundle.open(bundle), data, Options(gates=default_gates("classification"), jobs=2))
+    return verify_bundle(
+        Bundle.open(bundle), data, Options(gates=default_gates("classification"), jobs=2)
+    )
 
 
 def test_bundle_holds_every_variant_reference_and_golden_vectors(bundle: Path) -> None:

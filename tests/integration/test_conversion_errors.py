@@ -101,7 +101,12 @@ class Evil:
         ("nets.py:Missing", ["--weights", "random:0"], "source", "no callable"),
         ("nets.py:broken", ["--weights", "random:0"], "source", "no such thing"),
         ("nets.py:number", ["--weights", "random:0"], "source", "no nn.Module"),
-        ("nets.py:Tuple", ["--weights", "random:0"], "source", "answers 2 tensors; classification needs logits"),
+        (
+            "nets.py:Tuple",
+            ["--weights", "random:0"],
+            "source",
+            "answers 2 tensors; classification needs logits",
+        ),
         ("nets.py:Branching", ["--weights", "random:0"], "source", "torch.export"),
         ("gone.py:Net", ["--weights", "random:0"], "source", "does not exist"),
         ("torchvision:resnet19", ["--weights", "random:0"], "source", "no classification model"),

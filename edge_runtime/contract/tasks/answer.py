@@ -68,6 +68,4 @@ def answer(
         return Answer(boxes=boxes[:top_k])
     if isinstance(task, SegmentationTask):
         return Answer(class_map=segmentation.class_map(task, first))
-    return Answer(
-        image=to_pixels(first.astype(np.float32), task.output_scale, task.output_offset)
-    )
+    return Answer(image=to_pixels(first.astype(np.float32), task.output_scale, task.output_offset))
