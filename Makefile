@@ -44,8 +44,8 @@ fast: $(STAMP)  ## Run the tests that end within 90 seconds
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 check: $(STAMP)  ## Lint, type-check and check who imports whom
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --no-cache .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from benchmarks.machine import describe_machine
 
+from benchmarks.machine import describe_machine
 from converters.convert import Conversion, Outcome
 from converters.convert import convert as convert_source
 from converters.dataset import Dataset, read_dataset

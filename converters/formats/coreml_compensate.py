@@ -127,7 +127,8 @@ def _rows(layer: Layer, x: torch.Tensor, keep: int) -> torch.Tensor:
     parts = []
     for sample in x:  # unfolding all at once would take k*k times the memory
         columns = F.unfold(sample[None], layer.kernel_size, layer.dilation, padding, layer.stride)
-        parts.append(columns[0][:, :: max(1, columns.shape[2] // each)])
+        # A slice alone would keep the whole of ``columns`` alive.
+        parts.append(columns[0][:, :: max(1, columns.shape[2] // each)].clone())
     joined = torch.cat(parts, dim=1)
     return joined.reshape(layer.groups, -1, joined.shape[1]).transpose(1, 2).double()
 

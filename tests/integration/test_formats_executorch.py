@@ -43,13 +43,20 @@ class Net(nn.Module):
         self.gate = nn.Hardsigmoid()
         self.image = nn.Conv2d(8, 3, 3, padding=1)
         self.latent = nn.Linear(8, 5)
+        self.near = nn.Conv2d(8, 4, 3, stride=4, padding=1)
+        self.far = nn.Conv2d(8, 8, 3, stride=4, padding=1)
         self.scale = nn.Parameter(torch.rand(8) + 0.5)
 
     def forward(self, x):
         x = F.relu6(self.thin(self.depthwise(F.pad(self.stem(x), (1, 1, 1, 1)))))
         x = self.pool(self.group(F.relu(self.norm(x))))
         x = x * self.gate(self.squeeze(x)) * self.scale[None, :, None, None] + 1
-        return torch.sigmoid(self.image(x)), self.latent(x.mean((2, 3)))
+        heads = [head(x).permute(0, 2, 3, 1) for head in (self.near, self.far)]
+        rows = torch.cat([head.reshape(x.shape[0], -1, 4) for head in heads], 1)
+        center = x - x.mean((2, 3), keepdim=True)  # a norm written out
+        x = center / torch.sqrt((center * center).mean((2, 3), keepdim=True) + 1e-3)
+        latent = torch.cat([rows.flatten(1), self.latent(F.relu(x).mean((2, 3)))], 1)
+        return torch.sigmoid(self.image(x)), latent
 
 def net():
     torch.manual_seed(0)
@@ -140,7 +147,7 @@ Path(sys.argv[2]).write_text(json.dumps(result))
 INPUT = TensorSpec(name="image", dtype="float32", shape=(1, 3, 16, 16), layout="NCHW")
 OUTPUTS = (
     TensorSpec(name="image", dtype="float32", shape=(1, 3, 16, 16), layout="NCHW"),
-    TensorSpec(name="latent", dtype="float32", shape=(1, 5), layout="NC"),
+    TensorSpec(name="latent", dtype="float32", shape=(1, 197), layout="NC"),
 )
 METADATA = '{"task":"reconstruction","labels":["Ärger"]}'
 
@@ -155,7 +162,7 @@ def _job(folder: Path, name: str, **options: Any) -> ConvertJob:
     values: dict[str, Any] = {
         "source": source, "format": "executorch", "precision": "int8", "out_dir": str(out),
         "inputs": (INPUT,), "outputs": OUTPUTS, "metadata": METADATA,
-        "task": ReconstructionTask(latent_size=5), "preprocess": named("tf", 16, 16),
+        "task": ReconstructionTask(latent_size=197), "preprocess": named("tf", 16, 16),
         "calibration": str(folder / "calibration.npy"),
         "rounded": str(folder / "rounded.safetensors"),
     }  # fmt: skip
@@ -222,10 +229,10 @@ def _file(folder: Path, name: str) -> Path:
 def test_saved_files_answer_as_the_net_does(checked: dict[str, Any]) -> None:
     image, latent = checked["fp32"]
     assert min(image, latent) > 90.0
-    for name in ("int8", "kept"):
+    for name in ("int8", "kept"):  # random weights: a wiring mistake gives less than 10 dB
         image, latent = checked[name]
-        assert image > 30.0
-        assert latent > 25.0
+        assert image > 20.0
+        assert latent > 20.0
 
 
 def test_every_operator_of_the_net_runs_on_xnnpack(folder: Path) -> None:
