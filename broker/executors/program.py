@@ -35,6 +35,7 @@ from edge_runtime.contract.manifest import (
     decode_reference_record,
 )
 from edge_runtime.contract.pipeline import Prepared, finish, prepare_image, prepare_seed
+from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tensors import canonical
 from edge_runtime.contract.wire import EncodedAnswer, decode_seed
 
@@ -60,11 +61,16 @@ class TorchProgram:
     def load(cls, servable: OpenedServable, device: str) -> TorchProgram:
         """Load ``model.pt2`` onto ``cpu`` or ``cuda`` and try it on one and two images.
 
+        The file is screened from outside first: torch runs code that a hostile one brings.
         Raises ``BackendUnavailable`` without torch, ``ManifestError`` when the record inside
         the file is not what the manifest says, and ``ModelLoadError``.
         """
         torch = _import_torch()
         name = servable.manifest.name
+        try:
+            screen_program(servable.program_path, REFERENCE_RECORD_NAME, ModelLoadError)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"cannot load the program of {name!r}: {error.detail}") from None
         extra_files = {REFERENCE_RECORD_NAME: ""}
         try:
             with _quiet_torch():

@@ -13,10 +13,10 @@ from typing import Any
 
 from converters.jobs import SourceRequest
 from converters.preprocessing import keras_mode
-from converters.sources.archives import check_zip
 from converters.sources.random_weights import random_seed
 from converters.sources.torchvision_models import offline
 from converters.sources.types import Built, Finished
+from edge_runtime.contract.archives import check_zip
 from edge_runtime.contract.errors import (
     BackendUnavailable,
     ConfigError,
@@ -79,7 +79,7 @@ def build_keras_file(path: Path, request: SourceRequest) -> Built:
     """
     if request.weights is not None:
         raise ConfigError(f"{path.name} holds its own weights: leave --weights out")
-    check_zip(path, "a .keras file")
+    check_zip(path, "a .keras file", SourceError)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     keras = _keras()
     try:

@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from converters.jobs import SourceRequest
-from converters.sources.archives import check_zip
 from converters.sources.checks import as_detector
-from converters.sources.pt2_screen import screen_pt2
 from converters.sources.types import Built, Detector, Finished
 from edge_runtime.contract import limits
+from edge_runtime.contract.archives import check_zip
 from edge_runtime.contract.errors import ConfigError, SourceError
 from edge_runtime.contract.manifest import REFERENCE_RECORD_NAME, ReferenceRecord
+from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tasks import ClassificationTask, DetectionTask
 
 __all__ = ["build_saved_torch"]
@@ -55,7 +55,7 @@ def _program(path: Path, request: SourceRequest) -> Built:
 
     from converters.sources.graphs.batch import ProgramModule
 
-    data = screen_pt2(path, REFERENCE_RECORD_NAME)
+    data = screen_program(path, REFERENCE_RECORD_NAME, SourceError)
     record = _record(path, data, request)
     try:
         program = torch.export.load(str(path))
@@ -132,7 +132,7 @@ def _with_anchors(task: DetectionTask, path: Path, finish: Any) -> Any:
 def _torchscript(path: Path, request: SourceRequest) -> Built:
     import torch
 
-    members = check_zip(path, "a TorchScript archive")
+    members = check_zip(path, "a TorchScript archive", SourceError)
     names = [member.filename for member in members]
     if any(name.endswith("/models/model.json") for name in names):
         raise SourceError(f"{path.name} is a torch.export program: name it .pt2")

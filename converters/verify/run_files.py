@@ -37,6 +37,7 @@ from edge_runtime.contract.manifest import (
     decode_reference_record,
 )
 from edge_runtime.contract.preprocess import Preprocess, apply_uint8, normalization_table
+from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.contract.tensors import TensorSpec, canonical, pack_image
 from edge_runtime.runtimes.base import LoadedModel, find_runtime
@@ -230,9 +231,10 @@ def _save_answers(
 
 
 def load_reference(path: Path) -> tuple[Any, ReferenceRecord]:
-    """A ``model.pt2`` and the record inside it. Raises ``ModelLoadError``."""
+    """A ``model.pt2``, screened, and the record inside it. Raises ``ModelLoadError``."""
     import torch
 
+    screen_program(path, REFERENCE_RECORD_NAME, ModelLoadError)
     extra = {REFERENCE_RECORD_NAME: ""}
     try:
         program = torch.export.load(str(path), extra_files=extra).module()
