@@ -96,7 +96,10 @@ def build_keras_file(path: Path, request: SourceRequest) -> Built:
                 f"{path.name} has a layer of your own ({_first(error)}): pass FILE.py:CALLABLE "
                 "that builds the model instead"
             ) from None
-        raise SourceError(f"{path.name} is no readable Keras model: {_first(error)}") from None
+        raise SourceError(
+            f"{path.name} is no readable Keras model ({_first(error)}): save it with "
+            "model.save('NAME.keras')"
+        ) from None
     _mend_average_pools(model)
     if len(model.inputs) != 1:
         raise SourceError(f"{path.name} takes {len(model.inputs)} inputs: nearfar feeds one image")

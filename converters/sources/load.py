@@ -10,7 +10,12 @@ from converters.jobs import SourceRequest
 from converters.preprocessing import declared
 from converters.sources.checks import check_deterministic, fit_answer
 from converters.sources.labels import read_labels_file
-from converters.sources.random_weights import example_input, random_seed, settle_batch_norms
+from converters.sources.random_weights import (
+    draw_blank_layers,
+    example_input,
+    random_seed,
+    settle_batch_norms,
+)
 from converters.sources.types import Built, Finished, Source
 from converters.weights import load_into
 from edge_runtime.contract.errors import ConfigError, SourceError
@@ -44,6 +49,8 @@ def load_source(request: SourceRequest) -> Source:
     random.seed(seed or 0)
     built = _build(request, labels)
     _freeze(built.module)
+    if seed is not None:
+        draw_blank_layers(built.module, seed=seed)
     if built.weights is None:
         built.weights, built.weights_sha256 = _load_weights(built.module, request, seed)
     generated = request.task == "generation"

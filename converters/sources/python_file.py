@@ -58,13 +58,18 @@ def _call(path: Path, attribute: str) -> Any:
         spec.loader.exec_module(loaded)
         factory = getattr(loaded, attribute, None)
         if not callable(factory):
-            raise SourceError(f"{path.name} has no callable {attribute!r}")
+            raise SourceError(
+                f"{path.name} has no callable {attribute!r}: write FILE.py:CALLABLE with the "
+                "name of a function in it"
+            )
         return factory()
     except SourceError:
         raise
     except (Exception, SystemExit) as error:  # the user's own code
+        reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise SourceError(
-            f"{path.name}:{attribute} failed: {type(error).__name__}: {error}"
+            f"{path.name}:{attribute} failed ({reason}): it is called without arguments and "
+            "must return the model"
         ) from error
 
 
@@ -76,6 +81,7 @@ def _module(answer: Any, where: str) -> Any:
     elif not isinstance(answer, torch.nn.Module):
         inner = getattr(answer, "module", None)
         if not isinstance(inner, torch.nn.Module):
-            raise SourceError(f"{where} returned {type(answer).__name__}, no nn.Module")
+            kind = "a class" if isinstance(answer, type) else f"a {type(answer).__name__}"
+            raise SourceError(f"{where} returned {kind}, no nn.Module: return the built model")
         answer = inner
     return answer.float()

@@ -13,7 +13,7 @@ from typing import Any
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.preprocess import Preprocess
 
-__all__ = ["example_input", "random_seed", "settle_batch_norms"]
+__all__ = ["draw_blank_layers", "example_input", "random_seed", "settle_batch_norms"]
 
 _BATCH = 8
 _PIXELS = 16 * 224 * 224
@@ -62,6 +62,26 @@ def example_input(
     mean = torch.tensor(table.mean, dtype=torch.float32).reshape(1, -1, 1, 1)
     std = torch.tensor(table.std, dtype=torch.float32).reshape(1, -1, 1, 1)
     return (pixels / table.scale - mean) / std
+
+
+def draw_blank_layers(module: Any, *, seed: int) -> int:
+    """Draw the weights of layers that start as all zeros, in place; returns their number.
+
+    A vision transformer's head is one: its net would answer zeros for every image, and
+    nothing could be compared. Normal, with variance 1 / inputs, as other layers have.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    count = 0
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or bool(weight.any()):
+            continue
+        drawn = torch.randn(weight.shape, generator=generator)
+        weight.data = drawn * weight[0].numel() ** -0.5
+        count += 1
+    return count
 
 
 def settle_batch_norms(

@@ -31,7 +31,10 @@ def build_saved_tensorflow(path: Path, request: SourceRequest) -> Built:
     if request.weights is not None:
         raise ConfigError(f"{folder.name} holds its own weights: leave --weights out")
     if not (folder / "saved_model.pb").is_file():
-        raise SourceError(f"{folder} is no SavedModel: it has no saved_model.pb")
+        raise SourceError(
+            f"{folder} is no SavedModel (it has no saved_model.pb): pass the folder that "
+            "model.export or tf.saved_model.save wrote"
+        )
     digest = _digest(folder)
     flat, size = _frozen(folder, request)
     strip = request.task == "classification" and request.activation is None

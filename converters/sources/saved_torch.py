@@ -36,7 +36,7 @@ def build_saved_torch(path: Path, request: SourceRequest) -> Built:
     if request.weights is not None:
         raise ConfigError(f"{path.name} holds its own weights: leave --weights out")
     if not path.is_file():
-        raise SourceError(f"source file {path} does not exist")
+        raise SourceError(f"there is no file {path}: check SOURCE")
     if path.stat().st_size > limits.MAX_BUNDLE_FILE_BYTES:
         raise SourceError(f"{path.name} is larger than {limits.MAX_BUNDLE_FILE_BYTES} bytes")
     with path.open("rb") as file:

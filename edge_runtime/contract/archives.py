@@ -51,9 +51,9 @@ def check_zip_stream(
         with zipfile.ZipFile(stream) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as reason:
-        raise error(f"{name} is not {what}: {reason}") from None
+        raise error(f"{name} is not {what} ({reason}): save or copy it again") from None
     if not _one_directory(stream, size, len(members)):
-        raise error(f"{name} is not {what}: bytes before or behind its contents")
+        raise error(f"{name} is not {what} (bytes before or behind its contents): save it again")
     if len(members) > _MAX_MEMBERS:
         raise error(f"{name} has {len(members)} members: it is not {what}")
     total = sum(member.file_size for member in members)

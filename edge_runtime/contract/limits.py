@@ -70,6 +70,10 @@ MAX_BODY_IDLE_MS: Final = 10_000
 MAX_HEADER_BLOCK_MS: Final = 10_000
 """From the first byte of a request to the end of its headers. The connection is closed."""
 
+# Models to convert --------------------------------------------------------------
+MAX_WEIGHTS_BYTES: Final = 4 * 2**30
+"""A file of trained weights, unpacked: a billion numbers in 32 bits. ``SourceError``."""
+
 # Evaluation and calibration folders --------------------------------------------
 MAX_DATASET_FILES: Final = 200_000
 MAX_CSV_BYTES: Final = 64 * 2**20

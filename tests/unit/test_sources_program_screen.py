@@ -284,7 +284,7 @@ def no_weights(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (junk, "is not a torch.export program: File is not a zip file"),
+        (junk, r"is not a torch.export program \(File is not a zip file\)"),
         (prefixed, "bytes before or behind its contents"),
         (commented, "bytes before or behind its contents"),
         (other_directory, "bytes before or behind its contents"),
