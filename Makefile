@@ -16,6 +16,8 @@ help:  ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "The first target that needs it builds $(VENV) (all extras, about 8 GB)."
 
+# Compiled once: each conversion is a process of its own, and torch alone takes twice as long
+# to import from source.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 is needed (found: $$($(PYTHON) --version 2>&1)). Install it with:"; \
@@ -29,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV); \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV); \
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt \
-	  --editable '.[$(EXTRAS)]'; \
+	  --compile-bytecode --editable '.[$(EXTRAS)]'; \
 	$(BIN)/python -c "import time; print(round(time.time() - $$start, 1))" > $(VENV)/.install_seconds
 	@echo "installed in $$(cat $(VENV)/.install_seconds) s"
 	@touch $@

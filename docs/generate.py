@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,6 +29,15 @@ def _help(command: click.Command, path: str, depth: int) -> list[str]:
     return lines
 
 
+def _plain(value: Any) -> Any:
+    """Whole numbers without ``.0``: typing caches ``ge=0`` and ``ge=0.0`` as one, in any order."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def documents() -> dict[str, str]:
     """Each generated file's text, by name."""
     commands = sorted(point.name for point in entry_points(group="nearfar.commands"))
@@ -36,7 +46,7 @@ def documents() -> dict[str, str]:
     cli += _help(nearfar, "nearfar", 2)
     return {
         "cli.md": "\n".join(cli).rstrip() + "\n",
-        "manifest.schema.json": json.dumps(json_schema(), indent=1, sort_keys=True) + "\n",
+        "manifest.schema.json": json.dumps(_plain(json_schema()), indent=1, sort_keys=True) + "\n",
     }
 
 

@@ -355,16 +355,20 @@ def test_what_is_no_trainable_classifier_is_refused(pictures: Path, tmp_path: Pa
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_resume_finishes(
-    nets: Path, pictures: Path, tuned: Path, tmp_path: Path
+    nets: Path, pictures: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "o"
     command = [
         sys.executable, "-m", "edge_runtime", "finetune", f"{nets}:net", "--weights", "random:0",
         "--preprocess", "torchvision", "--input-size", "32", "--data", str(pictures),
-        "-o", str(output), "--epochs", "6", "--batch", "16", "--lr", "0.02", "--crop-scale", "0.7",
-        "--threads", "1", "--warmup", "0.5",
+        "--epochs", "40", "--patience", "40", "--batch", "16", "--lr", "0.02",
+        "--crop-scale", "0.7", "--threads", "1", "--warmup", "0.5",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    whole = nearfar(*command[3:], "-o", str(tmp_path / "whole"))
+    assert whole.returncode == 0, whole.stderr
+    with subprocess.Popen(
+        [*command, "-o", str(output)], stderr=subprocess.PIPE, text=True
+    ) as process:
         deadline = time.monotonic() + 240
         while not (output / CHECKPOINT).exists():
             assert process.poll() is None, process.communicate()[1]
@@ -376,11 +380,11 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_finishes(
     assert "interrupted; the last whole epoch is kept: go on with --resume" in errors
     assert "Traceback" not in errors
     assert not list(output.glob(".checkpoint*"))
-    done = nearfar(*command[3:], "--resume", "--json", "-")
+    done = nearfar(*command[3:], "-o", str(output), "--resume", "--json", "-")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["improved"]
     assert "nearfar convert" in done.stderr
-    assert_equal_runs(output, tuned)
+    assert_equal_runs(output, tmp_path / "whole")
 
 
 def test_drawn_pictures_are_what_the_tests_think() -> None:
