@@ -57,9 +57,15 @@ _UNJUDGED = Quality(
 
 
 def default_name(source: str) -> str:
-    """A bundle name from SOURCE: ``torchvision:ResNet18`` gives ``resnet18``."""
-    name = source.rpartition(":")[2].lower()
-    return re.sub(r"[^a-z0-9._-]+", "-", name).strip("-._") or "model"
+    """A bundle name from SOURCE: ``torchvision:ResNet18`` gives ``resnet18``.
+
+    Of a path only its last part, without suffix: where it lay is nobody's business.
+    """
+    name = source.rpartition(":")[2]
+    if "/" in name:
+        path = Path(name)
+        name = path.parent.name if path.name == "saved_model.pb" else path.stem
+    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-._") or "model"
 
 
 def add_variant_files(root: Path, format_name: Format, precision: Precision, artifact: Path) -> str:
