@@ -6,17 +6,17 @@ it is imported. The model is exported from there and becomes ``nn`` layers.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 from converters.jobs import SourceRequest
 from converters.preprocessing import keras_mode
+from converters.sources.keras_files import check_hdf5, check_keras_file
 from converters.sources.random_weights import random_seed
 from converters.sources.torchvision_models import offline
 from converters.sources.types import Built, Finished
-from edge_runtime.contract.archives import check_zip
+from converters.weights import check_weights_file, file_digest
 from edge_runtime.contract.errors import (
     BackendUnavailable,
     ConfigError,
@@ -79,8 +79,8 @@ def build_keras_file(path: Path, request: SourceRequest) -> Built:
     """
     if request.weights is not None:
         raise ConfigError(f"{path.name} holds its own weights: leave --weights out")
-    check_zip(path, "a .keras file", SourceError)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    check_keras_file(path)
+    digest = file_digest(path)
     keras = _keras()
     try:
         model = keras.saving.load_model(str(path), compile=False, safe_mode=True)
@@ -160,8 +160,9 @@ def _channels_last(model: Any) -> bool:
 
 
 def _load_weights(model: Any, path: Path) -> tuple[str, str]:
-    if not path.is_file():
-        raise SourceError(f"weights file {path} does not exist: check --weights")
+    if check_weights_file(path) != "hdf5":
+        raise SourceError(f"{path.name} holds no Keras weights: pass .weights.h5 of this model")
+    check_hdf5(path, path.name)
     try:
         model.load_weights(str(path))
     except Exception as error:  # h5py and keras raise many types
@@ -169,7 +170,7 @@ def _load_weights(model: Any, path: Path) -> tuple[str, str]:
             f"{path.name} does not fit the Keras model: {_first(error)}. "
             "Pass .weights.h5 of this model"
         ) from None
-    return path.name, hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.name, file_digest(path)
 
 
 def _module(model: Any, *, channels_last: bool) -> Any:

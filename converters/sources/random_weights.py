@@ -75,8 +75,10 @@ def draw_blank_layers(module: Any, *, seed: int) -> int:
     generator = torch.Generator().manual_seed(seed)
     count = 0
     for layer in module.modules():
-        weight = getattr(layer, "weight", None)
-        if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d) or bool(weight.any()):
+        if not isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            continue
+        weight: Any = layer.weight
+        if bool(weight.any()):
             continue
         drawn = torch.randn(weight.shape, generator=generator)
         weight.data = drawn * weight[0].numel() ** -0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zipfile
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 from converters.jobs import SourceRequest
 from converters.sources.checks import as_detector
 from converters.sources.types import Built, Detector, Finished
+from converters.weights import file_digest
 from edge_runtime.contract import limits
 from edge_runtime.contract.archives import check_zip
 from edge_runtime.contract.errors import ConfigError, SourceError
@@ -39,8 +39,7 @@ def build_saved_torch(path: Path, request: SourceRequest) -> Built:
         raise SourceError(f"there is no file {path}: check SOURCE")
     if path.stat().st_size > limits.MAX_BUNDLE_FILE_BYTES:
         raise SourceError(f"{path.name} is larger than {limits.MAX_BUNDLE_FILE_BYTES} bytes")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     built = _program(path, request) if path.suffix == ".pt2" else _torchscript(path, request)
     built.weights, built.weights_sha256, built.source_sha256 = path.name, digest, digest
     return built

@@ -18,6 +18,12 @@ _CODE_OPERATORS = frozenset(
     {"EagerPyFunc", "LoadDataset", "LoadLibrary", "MatchingFiles", "PyFunc", "PyFuncStateless",
      "ReadFile", "SaveDatasetV2", "WriteFile", "XlaLaunch"}
 )  # fmt: skip
+# What holds, loads and saves variables, and calls functions; an assertion has no effect.
+_STATEFUL_OPERATORS = frozenset(
+    {"Assert", "AssignVariableOp", "DisableCopyOnRead", "MergeV2Checkpoints", "ReadVariableOp",
+     "RestoreV2", "SaveV2", "StatefulPartitionedCall", "VarHandleOp", "VarIsInitializedOp"}
+)  # fmt: skip
+_MAX_GRAPH_BYTES = 2**31
 _MAX_CONSTANT_BYTES = 2**30
 
 
@@ -26,21 +32,54 @@ class _Refused(Exception):
 
 
 def _check_operators(folder: Path) -> None:
-    """Refuse operators that reach outside of the graph, before TensorFlow runs anything."""
+    """Refuse what reaches outside of the graph or keeps state, before TensorFlow runs it.
+
+    Loading restores variables and runs nothing else then: tables and other resources, which
+    bring functions of their own for that, are refused too.
+    """
     from tensorflow.core.protobuf import saved_model_pb2
+    from tensorflow.python.framework import op_def_registry
 
     model = saved_model_pb2.SavedModel()
+    if (folder / "saved_model.pb").stat().st_size > _MAX_GRAPH_BYTES:
+        raise _Refused("saved_model.pb is too large")
     try:
         model.ParseFromString((folder / "saved_model.pb").read_bytes())
     except Exception as error:  # protobuf raises its own types
-        raise _Refused(f"saved_model.pb is broken: {error}") from None
+        raise _Refused(f"saved_model.pb is broken ({error}): save the model again") from None
     for meta in model.meta_graphs:
+        if not meta.object_graph_def.nodes:
+            raise _Refused("it was saved by TensorFlow 1: load it with TensorFlow 2, save it again")
         nodes = list(meta.graph_def.node)
         for function in meta.graph_def.library.function:
             nodes.extend(function.node_def)
-        found = sorted({node.op for node in nodes} & _CODE_OPERATORS)
+        functions = {function.signature.name for function in meta.graph_def.library.function}
+        used = {node.op for node in nodes} - functions
+        found = sorted(used & _CODE_OPERATORS)
         if found:
-            raise _Refused(f"it runs code or touches files ({', '.join(found)})")
+            raise _Refused(
+                f"it runs code or touches files ({', '.join(found)}): leave that out and save "
+                "it again"
+            )
+        known = {name: op_def_registry.get(name) for name in used}
+        custom = sorted(name for name, definition in known.items() if definition is None)
+        if custom:
+            raise _Refused(
+                f"it has custom operators ({', '.join(custom)}), which no phone has: build the "
+                "model from TensorFlow's own"
+            )
+        stateful = sorted(
+            name
+            for name, definition in known.items()
+            if definition.is_stateful and name not in _STATEFUL_OPERATORS
+        )
+        objects = {node.WhichOneof("kind") for node in meta.object_graph_def.nodes}
+        stateful += sorted(objects & {"asset", "resource"})
+        if stateful or any(node.saveable_objects for node in meta.object_graph_def.nodes):
+            raise _Refused(
+                f"it keeps state, draws random numbers or reads tables ({', '.join(stateful)}): "
+                "save the part that only computes"
+            )
 
 
 def _signature(tf: Any, folder: Path) -> tuple[Any, str, Any]:
@@ -146,7 +185,7 @@ def _constants(tf: Any, graph: Any) -> dict[str, Any]:
     for operation in pure.get_operations():
         plain = len(operation.outputs) == 1 and operation.outputs[0].dtype.is_numpy_compatible
         depends = any(tensor.op.name not in fixed for tensor in operation.inputs)
-        if plain and not depends and operation.type != "Placeholder" and not _random(operation):
+        if plain and not depends and operation.type != "Placeholder" and _pure(operation):
             fixed[operation.name] = operation.outputs[0]
     with tf.compat.v1.Session(graph=pure) as session:
         found = session.run(fixed)
@@ -157,8 +196,12 @@ def _constants(tf: Any, graph: Any) -> dict[str, Any]:
     }
 
 
-def _random(operation: Any) -> bool:
-    return bool(operation.op_def.is_stateful)
+def _pure(operation: Any) -> bool:
+    """No state, and no function inside that could have one."""
+    calls = any(
+        value.HasField("func") or value.list.func for value in operation.node_def.attr.values()
+    )
+    return not calls and not operation.op_def.is_stateful
 
 
 def _shape(tensor: Any) -> list[int | None] | None:

@@ -394,6 +394,7 @@ OPERATORS: dict[str, Operator] = {
     "Exp": _first(_unary(_aten.exp.default)),
     "ExpandDims": _first(_expand),
     "FusedBatchNormV3": _first(_batch_norm),
+    "IdentityN": _every(lambda node: node.inputs),
     "LeakyRelu": _first(_leaky),
     "Log": _first(_unary(_aten.log.default)),
     "MatMul": _every(_matmul),
