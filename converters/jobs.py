@@ -258,9 +258,12 @@ class LayersJob(_Message, tag="layers", kw_only=True):
     """Compare the inner values of saved files of one format with the reference's."""
 
     reference: str
-    image: str = ""
-    """Not used by a generator."""
+    images: list[str] = []
+    """The first is compared layer by layer; all tell causes apart. A generator's are seeds."""
+    latents: int = 0
     variants: list[VariantRun] = []
+    ranges: bool = True
+    """Ask whether activation ranges fit these inputs."""
 
 
 class LayerFinding(msgspec.Struct, frozen=True, kw_only=True):
@@ -276,6 +279,8 @@ class LayersResult(_Message, tag="compared", kw_only=True):
 
     rows: dict[str, list[LayerRow]] = {}
     findings: dict[str, LayerFinding] = {}
+    causes: dict[str, list[Finding]] = {}
+    """Named mistakes, also of variants whose inner values cannot be read."""
     errors: dict[str, str] = {}
 
 

@@ -21,14 +21,16 @@ from edge_runtime.contract.tasks import (
     Task,
 )
 from edge_runtime.contract.tasks.classification import probabilities
-from edge_runtime.contract.tasks.detection import Candidates, box_iou, candidates
+from edge_runtime.contract.tasks.detection import Candidates, box_iou, candidates, suppress
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "explains"]
 
 _GAIN_DB = 10.0
 """How much better a hypothesis must explain the answers."""
 _LEAST_DB = 12.0
 _SAME_IOU = 0.9
+_SAME_SCORE = 0.005
+_LOST_SHARE = 0.1
 
 Array = NDArray[np.floating]
 
@@ -54,7 +56,8 @@ def diagnose(
     return []
 
 
-def _explains(reference: Array, answer: Array, changed: Array) -> bool:
+def explains(reference: Array, answer: Array, changed: Array) -> bool:
+    """Whether ``changed`` is far closer to ``answer`` than ``reference`` is; ``[N, ...]``."""
     before = float(sqnr_db(reference, answer).mean())
     after = float(sqnr_db(changed, answer).mean())
     return after >= before + _GAIN_DB and after >= _LEAST_DB
@@ -71,7 +74,7 @@ def _classification(task: ClassificationTask, reference: Array, answer: Array) -
         if (
             changed is not None
             and changed is not reference
-            and _explains(reference, answer, changed)
+            and explains(reference, answer, changed)
         ):
             found.append(
                 Finding(
@@ -82,7 +85,7 @@ def _classification(task: ClassificationTask, reference: Array, answer: Array) -
             )
             break
     order = _class_order(reference, answer)
-    if order is not None and _explains(reference, answer, reference[:, order]):
+    if order is not None and explains(reference, answer, reference[:, order]):
         moved = int((order != np.arange(len(order))).sum())
         found.append(
             Finding(
@@ -118,7 +121,7 @@ def _mask(reference: Array, answer: Array) -> list[Finding]:
         if changed.shape != answer.shape:
             continue
         if answer.ndim == 4:
-            convincing = _explains(exact, answer, changed)
+            convincing = explains(exact, answer, changed)
         else:
             convincing = float((changed == answer).mean()) > float((exact == answer).mean()) + 0.05
             convincing = convincing and float((changed == answer).mean()) > 0.9
@@ -134,15 +137,18 @@ def _boxes(
     anchors: NDArray[np.float32],
 ) -> list[Finding]:
     """NMS inside the file: do the same boxes stay, with the same classes?"""
-    same = shifted = wrong_kept = pairs = 0
+    same = shifted = wrong_kept = pairs = boxes = lost = due = 0
+    rows = np.zeros(3, dtype=np.int64)
     for row in range(len(answers[0])):
         every = candidates(task, anchors, [np.asarray(one[row : row + 1]) for one in reference])
-        kept = _kept(task, [one[row] for one in answers])
+        answer = [one[row] for one in answers]
+        kept = _kept(task, answer)
         if not len(every.scores) or not len(kept.scores):
             continue
         overlaps = box_iou(kept.boxes, every.boxes)
         best = overlaps.argmax(axis=1)
         near = overlaps.max(axis=1) >= _SAME_IOU
+        boxes += len(near)
         pairs += int(near.sum())
         labels = every.classes[best]
         same += int((near & (labels == kept.classes)).sum())
@@ -150,6 +156,13 @@ def _boxes(
         inside = box_iou(kept.boxes, kept.boxes) > task.iou_threshold
         inside &= kept.classes[:, None] == kept.classes[None, :]
         wrong_kept += int(np.triu(inside, 1).sum())
+        rows += _row_matches(every, answer)
+        stay = suppress(task, every)
+        again = (overlaps[:, stay] >= _SAME_IOU) & (
+            kept.classes[:, None] == every.classes[stay][None, :]
+        )
+        due += len(stay)
+        lost += int((~again.any(axis=0)).sum())
     if not pairs:
         return []
     if shifted > same:
@@ -160,6 +173,16 @@ def _boxes(
                 "class is counted, or left out, once too often",
             )
         ]
+    below, own, above = (int(count) for count in rows)
+    if max(below, above) > 2 * own:
+        return [
+            Finding(
+                name="nms",
+                detail=f"{max(below, above)} scores belong to the box one row "
+                f"{'before' if below > above else 'behind'}, {own} to their own: its NMS gathers "
+                "boxes and scores by different indices",
+            )
+        ]
     if wrong_kept:
         return [
             Finding(
@@ -168,7 +191,31 @@ def _boxes(
                 f"{task.iou_threshold:g} and both stay: its NMS drops the wrong ones",
             )
         ]
+    if lost > _LOST_SHARE * due and pairs > (1.0 - _LOST_SHARE) * boxes:
+        return [
+            Finding(
+                name="nms",
+                detail=f"all its boxes are the reference's, but {lost} of {due} that should stay "
+                f"at an overlap of {task.iou_threshold:g} are missing: its NMS drops too many",
+            )
+        ]
     return []
+
+
+def _row_matches(every: Candidates, answer: Sequence[Array]) -> NDArray[np.int64]:
+    """How many scores suit the box one row before, in their own row, and one behind."""
+    boxes = np.asarray(answer[0], np.float32).reshape(-1, 4)
+    scores = np.asarray(answer[1], np.float32).reshape(-1)
+    near = box_iou(boxes, every.boxes) >= _SAME_IOU
+    alike = np.abs(scores[:, None] - every.scores[None, :]) <= _SAME_SCORE
+    alike &= (scores > 0)[:, None]
+    found = [
+        (near[max(move, 0) : len(near) + min(move, 0)] & alike[max(-move, 0) :][: len(near) - 1])
+        if move
+        else near & alike
+        for move in (-1, 0, 1)
+    ]
+    return np.array([int(one.any(axis=1).sum()) for one in found])
 
 
 def _kept(task: DetectionTask, answer: Sequence[Array]) -> Candidates:

@@ -9,22 +9,20 @@ a child process.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.jobs import LayerFinding, LayersJob, LayersResult, VariantRun
-from converters.prepare import latent
+from converters.jobs import LayerFinding, LayersJob, LayersResult
 from converters.report.records import LayerRow
-from converters.verify.run_files import EVALUATION_SEED, load_reference
+from converters.verify.causes import Reference, find_causes
+from converters.verify.run_files import Inputs, load_reference
+from converters.verify.values import READERS, Value, as_reference
 from converters.worker import report_progress
 from edge_runtime.contract.errors import NearfarError
-from edge_runtime.contract.imaging import decode_image
-from edge_runtime.contract.preprocess import Preprocess, apply, apply_uint8
-from edge_runtime.contract.tensors import TensorSpec, pack_image
 
 __all__ = ["compare_layers", "first_divergence"]
 
@@ -38,6 +36,8 @@ _FUSED = (
 _FLOAT_DB = {"fp32": 45.0, "fp16": 20.0}
 _COARSE_DB = 6.0
 _SHIFT_GAIN_DB = 12.0
+_FAILURES = (NearfarError, RuntimeError, ValueError, TypeError)
+"""What a file that cannot be taken apart, or run, raises."""
 
 
 @dataclasses.dataclass
@@ -51,30 +51,36 @@ class _Layer:
 
 
 def compare_layers(job: LayersJob) -> LayersResult:
-    """Rows for every variant whose inner values can be read; what cannot is left out."""
+    """Rows for every variant whose inner values can be read; causes for every variant."""
     import torch
 
     torch.set_num_threads(1)
     program, record = load_reference(Path(job.reference))
-    batch = _input(job, record.preprocess, record.inputs[0])
-    layers = _reference_layers(program, batch)
+    reference = Reference(program, record, job.images, job.latents)
+    kept = reference.values(next(reference.batches()))
+    layers = _reference_layers(program, kept)
+    inputs = Inputs(job.images, job.latents)
     result = LayersResult()
     for number, item in enumerate(job.variants):
-        report_progress(f"layers of {item.variant.id}", number + 1, len(job.variants))
-        reader = _READERS.get(item.variant.format)
-        if reader is None:
-            continue
+        variant = item.variant
+        report_progress(f"layers of {variant.id}", number + 1, len(job.variants))
+        values: list[Value] = []
         try:
-            fed = _input(job, item.variant.preprocess, item.variant.inputs[0])
-            values = list(reader(item, fed))
-        except (NearfarError, RuntimeError, ValueError) as error:
-            result.errors[item.variant.id] = str(error)
-            continue
-        rows, matches = _match(layers, values)
-        result.rows[item.variant.id] = rows
-        bad = first_divergence(rows, item.variant.precision)
-        if bad is not None:
-            result.findings[item.variant.id] = _explain(layers, rows, matches, bad, values)
+            fed = next(inputs.fed(variant.preprocess, variant.inputs[0]))
+            values = list(READERS[variant.format](item, fed)) if variant.format in READERS else []
+        except _FAILURES as error:
+            result.errors[variant.id] = str(error)
+        if values:
+            rows, pairs = _match(layers, values)
+            result.rows[variant.id] = rows
+            bad = first_divergence(rows, variant.precision)
+            if bad is not None:
+                result.findings[variant.id] = _explain(layers, rows, pairs, bad, values)
+        try:
+            found = find_causes(item, reference, inputs, values, ranges=job.ranges)
+            result.causes[variant.id] = found
+        except _FAILURES as error:
+            result.errors[variant.id] = str(error)
     return result
 
 
@@ -88,36 +94,12 @@ def first_divergence(rows: list[LayerRow], precision: str) -> int | None:
     return None
 
 
-def _input(job: LayersJob, record: Preprocess | None, spec: TensorSpec) -> NDArray[Any]:
-    if record is None:
-        return latent(spec, EVALUATION_SEED)
-    pixels = decode_image(Path(job.image).read_bytes())
-    if spec.dtype == "uint8":
-        return pack_image(apply_uint8(record, pixels), spec)
-    return pack_image(apply(record, pixels), spec)
-
-
-def _reference_layers(program: Any, batch: NDArray[Any]) -> list[_Layer]:
-    """Run the graph node by node and keep what layers and their followers give."""
-    import torch
-    from torch import fx
-
-    kept: dict[str, Array] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                kept[n.name] = value.detach().numpy().astype(np.float32)
-            elif isinstance(value, tuple) and value and isinstance(value[0], torch.Tensor):
-                kept[n.name] = value[0].detach().numpy().astype(np.float32)
-            return value
-
-    with torch.no_grad():
-        Recorder(program).run(torch.from_numpy(batch))
+def _reference_layers(program: Any, kept: dict[str, Array]) -> list[_Layer]:
+    """Each layer's value and those of its followers; ``kept``: the value of every node."""
     layers = []
     for node in program.graph.nodes:
-        if node.op != "call_function" or not any(k in node.name for k in _LAYERS):
+        computed = node.op == "call_function" and node.name in kept
+        if not computed or not any(k in node.name for k in _LAYERS):
             continue
         values, at = [kept[node.name]], node
         while len(at.users) == 1:
@@ -152,64 +134,6 @@ def _strided(node: Any) -> bool:
     return any(isinstance(size, int) and size > 1 for size in sizes)
 
 
-def _tflite_values(item: VariantRun, batch: NDArray[Any]) -> Iterator[Array]:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_path=item.path,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        num_threads=1,
-    )
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], batch)
-    interpreter.invoke()
-    for detail in interpreter.get_tensor_details():
-        try:
-            value = interpreter.get_tensor(detail["index"])
-        except ValueError:  # scratch memory, or a tensor without data
-            continue
-        scale, zero = detail["quantization"]
-        if value.dtype in (np.int8, np.uint8, np.int16) and scale:
-            yield ((value.astype(np.float32) - zero) * scale).astype(np.float32)
-        elif value.dtype == np.float32:
-            yield value
-
-
-def _coreml_values(item: VariantRun, batch: NDArray[Any]) -> Iterator[Array]:
-    from edge_runtime.runtimes.mil.interpreter import Interpreter
-    from edge_runtime.runtimes.mil.program import read_program
-
-    values: list[Array] = []
-
-    def observe(_name: str, value: Any) -> None:
-        if value.is_floating_point():
-            values.append(value.detach().float().numpy().copy())
-
-    interpreter = Interpreter(read_program(Path(item.path)))
-    interpreter.run({item.variant.inputs[0].name: batch.astype(np.float32)}, observe)
-    yield from values
-
-
-_READERS: dict[str, Callable[[VariantRun, NDArray[Any]], Iterator[Array]]] = {
-    "tflite": _tflite_values,
-    "coreml": _coreml_values,
-}
-
-
-def _as_reference(value: Array, shape: tuple[int, ...]) -> Array | None:
-    """``value`` in the reference's shape, when a change of layout leads there."""
-    if value.shape == shape:
-        return value
-    if len(shape) == 4 and value.ndim == 4:
-        turned = value.transpose(0, 3, 1, 2)
-        if turned.shape == shape:
-            return turned
-    if value.size == int(np.prod(shape)) and max(shape) == value.size:
-        return value.reshape(shape)
-    return None
-
-
 def _ratio_db(exact: Array, other: Array) -> float:
     noise = float(((exact - other) ** 2).sum(dtype=np.float64))
     signal = float((exact**2).sum(dtype=np.float64))
@@ -219,19 +143,19 @@ def _ratio_db(exact: Array, other: Array) -> float:
 
 
 def _match(
-    layers: list[_Layer], values: list[Array]
+    layers: list[_Layer], values: Sequence[Value]
 ) -> tuple[list[LayerRow], list[tuple[Array, Array]]]:
     """The closest value of the file for each layer; layers without one are left out."""
     by_size: dict[int, list[Array]] = {}
     for value in values:
-        by_size.setdefault(value.size, []).append(value)
+        by_size.setdefault(value.array.size, []).append(value.array)
     rows: list[LayerRow] = []
     pairs: list[tuple[Array, Array]] = []
     for layer in layers:
         best: tuple[float, Array, Array] | None = None
         for exact in layer.values:
-            for value in by_size.get(exact.size, []):
-                other = _as_reference(value, exact.shape)
+            for array in by_size.get(exact.size, []):
+                other = as_reference(array, exact.shape)
                 if other is None:
                     continue
                 ratio = _ratio_db(exact, other)
@@ -254,7 +178,7 @@ def _explain(
     rows: list[LayerRow],
     pairs: list[tuple[Array, Array]],
     index: int,
-    values: list[Array],
+    values: Sequence[Value],
 ) -> LayerFinding:
     """Where it diverges; a strided layer that matches when shifted was padded otherwise."""
     row = rows[index]
@@ -268,7 +192,7 @@ def _explain(
     if exact.ndim == 4 and min(exact.shape[2:]) > 3:
         for (first, second), where in _SHIFTS:
             for value in values:
-                other = _as_reference(value, exact.shape)
+                other = as_reference(value.array, exact.shape)
                 if other is None:
                     continue
                 moved = _ratio_db(exact[:, :, first, first], other[:, :, second, second])

@@ -14,7 +14,6 @@ from converters.dataset import Dataset, image_digests
 from converters.jobs import (
     Job,
     JobResult,
-    LayerFinding,
     LayersJob,
     LayersResult,
     RunJob,
@@ -38,7 +37,7 @@ from converters.verify.checks import (
     probe_findings,
 )
 from converters.verify.figures import Closeness, Finding
-from converters.verify.gates import Gates, check_gate
+from converters.verify.gates import Gates, check_gate, in_doubt
 from converters.verify.metrics import Matrix
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import (
@@ -53,8 +52,10 @@ from edge_runtime.contract.tasks import ClassificationTask, DetectionTask, task_
 __all__ = ["Options", "Report", "VariantReport", "measure_bundle", "verify_bundle"]
 
 _PROBE_IMAGES = 16
-LAYER_FORMATS = ("tflite", "coreml")
-"""Those whose inner values can be read."""
+_RECORDS = frozenset({"labels", "task", "metadata"})
+"""Findings that say nothing of the answers: no layer is to blame."""
+_LAYER_IMAGES = 24
+"""On which the causes behind a doubtful variant are looked for."""
 
 Results = dict[str, JobResult | JobError]
 
@@ -147,13 +148,18 @@ def verify_bundle(bundle: Bundle, data: Dataset, options: Options) -> Report:
             "this bundle carries no reference: pass --reference SOURCE --weights FILE"
         )
     _refuse_overlap(bundle, data.files)
-    return measure_bundle(bundle, data, options)
+    return measure_bundle(bundle, data, options, verifying=True)
 
 
-def measure_bundle(bundle: Bundle, data: Dataset, options: Options) -> Report:
+def measure_bundle(
+    bundle: Bundle, data: Dataset, options: Options, *, verifying: bool = False
+) -> Report:
     """``verify_bundle`` without asking whether ``data`` may be used for it."""
+    record = bundle.manifest.provenance.calibration
+    # Noise that was asked for is in the manifest; whoever verifies is told by its effect.
+    ranges = verifying or record is None or record.data != "noise"
     with tempfile.TemporaryDirectory(prefix="nearfar-verify-") as scratch:
-        return _Verification(bundle, data, options, Path(scratch)).run()
+        return _Verification(bundle, data, options, Path(scratch), ranges=ranges).run()
 
 
 def _refuse_overlap(bundle: Bundle, files: Sequence[Path]) -> None:
@@ -172,8 +178,11 @@ def _refuse_overlap(bundle: Bundle, files: Sequence[Path]) -> None:
 class _Verification:
     """One run: the reference first, then one child process a format, then the verdict."""
 
-    def __init__(self, bundle: Bundle, data: Dataset, options: Options, scratch: Path) -> None:
+    def __init__(
+        self, bundle: Bundle, data: Dataset, options: Options, scratch: Path, *, ranges: bool
+    ) -> None:
         self.bundle = bundle
+        self.ranges = ranges
         self.manifest = bundle.manifest
         self.data = data
         self.options = options
@@ -198,10 +207,10 @@ class _Verification:
         assert isinstance(answer, RunResult)  # noqa: S101  # what a RunJob answers
         jobs = self._variant_jobs()
         results = dict(zip([name for name, _ in jobs], supervisor.run_all(jobs), strict=True))
-        report = self._judge(answer, results)
+        report = self._compare_layers(self._judge(answer, results), supervisor)
         if self.options.samples is not None:
             self.options.samples.extend(self._samples(report, results, supervisor))
-        return self._compare_layers(report, supervisor)
+        return report
 
     def _samples(self, report: Report, results: Results, supervisor: Supervisor) -> list[Sample]:
         close: dict[str, list[float]] = {}
@@ -256,30 +265,34 @@ class _Verification:
         ]
 
     def _compare_layers(self, report: Report, supervisor: Supervisor) -> Report:
-        """Bisect what failed; with ``options.layers`` look into every file."""
+        """Look into what failed or is in doubt; with ``options.layers`` into every file."""
         reference = self.manifest.reference
         if reference is None or self.options.reference is not None:
             return report
-        chosen = {entry.id for entry in report.variants if self.options.layers or not entry.passed}
+        chosen = {entry.id for entry in report.variants if self.options.layers or _doubtful(entry)}
         jobs: list[tuple[str, Job]] = []
-        for name in LAYER_FORMATS:
+        for name in sorted({variant.format for variant in self.manifest.variants}):
             runs = [run for run in self._runs(name) if run.variant.id in chosen]
             if runs:
                 job = LayersJob(
                     reference=str(self.bundle.root / reference.path),
-                    image=self.images[0] if self.images else "",
+                    images=self.images[:_LAYER_IMAGES],
+                    latents=min(self.latents, _LAYER_IMAGES),
                     variants=runs,
+                    ranges=self.ranges,
                 )
                 jobs.append((f"{name} layers", job))
-        found: dict[str, LayerFinding] = {}
+        found = LayersResult()
         for result in supervisor.run_all(jobs) if jobs else ():
             if isinstance(result, JobError):
                 continue  # a file that crashes here failed before, with its reason
             assert isinstance(result.answer, LayersResult)  # noqa: S101
             report.layers.update(result.answer.rows)
-            found.update(result.answer.findings)
-        variants = tuple(_with_layer(entry, found.get(entry.id)) for entry in report.variants)
-        return msgspec.structs.replace(report, variants=variants)
+            found.findings.update(result.answer.findings)
+            found.causes.update(result.answer.causes)
+        variants = tuple(_with_causes(entry, found) for entry in report.variants)
+        passed = all(v.passed for v in variants) and all(c.passed for c in report.checks)
+        return msgspec.structs.replace(report, variants=variants, passed=passed)
 
     def _job(self) -> RunJob:
         task = self.manifest.task
@@ -426,14 +439,30 @@ class _Verification:
         )
 
 
-def _with_layer(entry: VariantReport, found: LayerFinding | None) -> VariantReport:
-    """A failed variant with the layer where it diverges; one that passed stays as it is."""
-    if entry.passed or found is None:
+def _doubtful(entry: VariantReport) -> bool:
+    if not entry.passed and not {finding.name for finding in entry.findings} <= _RECORDS:
+        return not entry.backend_missing
+    return in_doubt(entry.precision, entry.sqnr_db, entry.sqnr_db_min, entry.agreement)
+
+
+def _with_causes(entry: VariantReport, found: LayersResult) -> VariantReport:
+    """The variant with the mistakes behind it, and, if it failed, where it diverges.
+
+    Where only a layer diverges, one that passed stays as it is.
+    """
+    known = {finding.name for finding in entry.findings}
+    causes = found.causes.get(entry.id, []) if _doubtful(entry) else []
+    added = [finding for finding in causes if finding.name not in known]
+    layer = found.findings.get(entry.id)
+    if layer is not None and not entry.passed and layer.name not in {f.name for f in added}:
+        added.append(Finding(name=layer.name, detail=layer.detail))
+    if not added:
         return entry
     return msgspec.structs.replace(
         entry,
-        reasons=(*entry.reasons, found.detail),
-        findings=(*entry.findings, Finding(name=found.name, detail=found.detail)),
+        passed=False,
+        reasons=(*entry.reasons, *(finding.detail for finding in added)),
+        findings=(*entry.findings, *added),
     )
 
 

@@ -1,0 +1,244 @@
+"""Named mistakes behind a doubtful file, found by experiments with it and the reference.
+
+In this order, and no further than the first that explains the file: a mistake built into
+the reference (``mistakes``), another engine (``engine``), declared ranges (``ranges``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.jobs import VariantRun
+from converters.verify.diagnose import explains
+from converters.verify.engine import check_engine
+from converters.verify.figures import Finding
+from converters.verify.ranges import Bounds, RangeRow, Spread, judge_ranges, match_values
+from converters.verify.run_files import Inputs, canonical_outputs
+from converters.verify.values import Value
+from edge_runtime.contract.manifest import ReferenceRecord
+from edge_runtime.contract.preprocess import normalization_table
+from edge_runtime.contract.tensors import pack_image
+from edge_runtime.runtimes.base import find_runtime
+
+__all__ = ["Reference", "find_causes", "noise"]
+
+_ANSWERS = 8
+"""Inputs on which answers are compared."""
+_NOISE_PIXELS = 8 * 224 * 224
+_MAX_NOISE_IMAGES = 64
+"""Extremes grow with the numbers drawn: small inputs need more of them."""
+_SEED = 20
+STATIC = ("int8", "a16w8")
+"""Precisions whose activations have ranges in the file."""
+
+Array = NDArray[np.float32]
+
+
+class Reference:
+    """The exported program with its record, run on a few inputs as often as needed."""
+
+    def __init__(
+        self, program: Any, record: ReferenceRecord, images: list[str], latents: int
+    ) -> None:
+        self.program = program
+        self.record = record
+        self._inputs = Inputs(images, latents)
+        self._noise: dict[str, dict[str, Bounds]] | None = None
+
+    def batches(self) -> Iterator[NDArray[Any]]:
+        """Each input as the reference takes it, batch 1."""
+        yield from self._inputs.fed(self.record.preprocess, self.record.inputs[0])
+
+    def values(self, batch: NDArray[Any]) -> dict[str, Array]:
+        """The input, and what every node computes in floating point, in order."""
+        import torch
+        from torch import fx
+
+        kept: dict[str, Array] = {}
+
+        class Recorder(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                first = value[0] if isinstance(value, tuple) and value else value
+                computed = n.op in ("placeholder", "call_function")
+                if computed and isinstance(first, torch.Tensor) and first.is_floating_point():
+                    kept[n.name] = first.detach().numpy().astype(np.float32)
+                return value
+
+        with torch.no_grad():
+            Recorder(self.program).run(torch.from_numpy(batch))
+        return kept
+
+    def limits(self) -> Bounds | None:
+        """Smallest and largest number that a pixel becomes; None for a generator."""
+        if self.record.preprocess is None:
+            return None
+        table = normalization_table(self.record.preprocess.normalization)
+        return float(np.min(table)), float(np.max(table))
+
+    def noise_ranges(self) -> dict[str, dict[str, Bounds]]:
+        """By node, then by kind of noise: smallest and largest value. {} for a generator."""
+        if self._noise is None:
+            self._noise = {}
+            for kind, batches in noise(self.record).items():
+                for batch in batches:
+                    for name, value in self.values(batch).items():
+                        own = self._noise.setdefault(name, {})
+                        low, high = own.get(kind, (0.0, 0.0))
+                        own[kind] = min(low, float(value.min())), max(high, float(value.max()))
+        return self._noise
+
+
+def noise(record: ReferenceRecord) -> dict[str, list[NDArray[Any]]]:
+    """Inputs, batch 1, as those who have no images make them up; {} for a generator."""
+    preprocess, spec = record.preprocess, record.inputs[0]
+    if preprocess is None:
+        return {}
+    rng = np.random.default_rng(_SEED)
+    table = normalization_table(preprocess.normalization)
+    channels = len(table)
+
+    def normalized(pixels: NDArray[Any]) -> NDArray[Any]:
+        levels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        return np.stack([table[c][levels[:, :, c]] for c in range(channels)], axis=2)
+
+    size = (*spec.shape[-2:], channels)  # the reference takes NCHW
+    count = min(_MAX_NOISE_IMAGES, -(-_NOISE_PIXELS // (size[0] * size[1])))
+    kinds = {
+        "uniform pixels": lambda: normalized(rng.integers(0, 256, size)),
+        "normal pixels": lambda: normalized(rng.normal(128.0, 64.0, size)),
+        "normal inputs": lambda: rng.normal(size=size),
+        "uniform inputs, 0 to 1": lambda: rng.random(size),
+        "uniform inputs, -1 to 1": lambda: rng.uniform(-1.0, 1.0, size),
+    }
+    return {
+        kind: [pack_image(draw().astype(np.float32), spec) for _ in range(count)]
+        for kind, draw in kinds.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answers:
+    """First outputs, ``[inputs, ...]``, canonical layout."""
+
+    batches: list[NDArray[Any]]
+    """What the file was fed with."""
+    exact: list[NDArray[Any]]
+    """What the reference was."""
+    wanted: Array
+    given: Array
+
+
+def find_causes(
+    item: VariantRun,
+    reference: Reference,
+    inputs: Inputs,
+    values: Sequence[Value],
+    *,
+    ranges: bool,
+) -> list[Finding]:
+    """What explains the file's answers; [] when nothing does.
+
+    ``values``: the file's inner values on the first input, where they can be read.
+    """
+    answers = _run(item, reference, inputs)
+    if answers is not None:
+        found = _mistakes(reference, answers, values)
+        if not found and item.variant.format == "torchscript":
+            found = check_engine(Path(item.path), answers.batches, answers.wanted, answers.given)
+        if found:
+            return found
+    if ranges and item.variant.precision in STATIC:
+        return judge_ranges(_range_rows(reference, values))
+    return []
+
+
+def _run(item: VariantRun, reference: Reference, inputs: Inputs) -> _Answers | None:
+    """Answers of both; None when the file answers in another form, or not in numbers."""
+    import torch
+
+    variant = item.variant
+    fed = itertools.islice(inputs.fed(variant.preprocess, variant.inputs[0]), _ANSWERS)
+    batches = list(fed)
+    exact = list(itertools.islice(reference.batches(), _ANSWERS))
+    model = find_runtime(variant.format).load(Path(item.path), variant)
+    given = [np.asarray(canonical_outputs(model, model.run([one]))[0]) for one in batches]
+    model.close()
+    with torch.no_grad():
+        wanted = [_first(reference.program(torch.from_numpy(one))) for one in exact]
+    both = np.concatenate(wanted), np.concatenate(given).astype(np.float32)
+    if both[0].shape != both[1].shape or not np.isfinite(both[1]).all():
+        return None
+    return _Answers(batches=batches, exact=exact, wanted=both[0], given=both[1])
+
+
+def _first(answer: Any) -> Array:
+    first = answer[0] if isinstance(answer, tuple | list) else answer
+    return np.asarray(first.detach().numpy(), dtype=np.float32)
+
+
+def _mistakes(reference: Reference, answers: _Answers, values: Sequence[Value]) -> list[Finding]:
+    import torch
+
+    from converters.verify.mistakes import Mistaken, mistakes
+
+    for name, detail, mistake in mistakes(values):
+        runner = Mistaken(reference.program, mistake)
+        rows = []
+        for batch in answers.exact:
+            outputs = runner.answer(torch.from_numpy(batch))
+            if outputs is None or outputs[0].shape[1:] != answers.wanted.shape[1:]:
+                break
+            rows.append(_first(outputs))
+        if len(rows) != len(answers.exact):
+            continue
+        if explains(answers.wanted, answers.given, np.concatenate(rows)):
+            return [Finding(name=name, detail=detail)]
+    return []
+
+
+def _range_rows(reference: Reference, values: Sequence[Value]) -> list[RangeRow]:
+    """One row for each range that the file declares and the reference can be held against."""
+    quantized: list[Value] = []
+    for value in values:
+        declared = (value.low, value.high)
+        if value.low is not None and declared not in [(one.low, one.high) for one in quantized]:
+            quantized.append(value)  # pooling and reshaping repeat a range
+    if not quantized:
+        return []
+    batches = reference.batches()
+    first = reference.values(next(batches))
+    matched = match_values(quantized, first)
+    spreads: list[dict[str, Spread]] = []
+    for value, names in zip(quantized, matched, strict=True):
+        assert value.low is not None  # noqa: S101  # chosen so
+        assert value.high is not None  # noqa: S101
+        spreads.append({name: Spread((value.low, value.high)) for name in names})
+    for kept in itertools.chain([first], map(reference.values, batches)):
+        for nodes in spreads:
+            for name, spread in nodes.items():
+                spread.add(kept[name])
+    noises = reference.noise_ranges()
+    limits = reference.limits()
+    rows = []
+    for nodes in spreads:
+        if nodes:  # the node that the range suits best: with ReLU or without, say
+            name, spread = max(nodes.items(), key=lambda pair: pair[1].clip_db)
+            rows.append(
+                RangeRow(
+                    name=name,
+                    declared=spread.declared,
+                    real=(spread.low, spread.high),
+                    clip_db=spread.clip_db,
+                    noise=noises.get(name, {}),
+                    limits=limits if name == next(iter(first)) else None,
+                )
+            )
+    return rows
