@@ -150,6 +150,7 @@ def _align(score: NDArray[np.float64]) -> list[int | None]:
 
 def judge_ranges(rows: Sequence[RangeRow]) -> list[Finding]:
     """``noise-calibration`` or ``clipped-calibration``, or nothing."""
+    rows = [_symmetric(row) for row in rows]
     for row in rows:
         if _exceeds(row):
             return [
@@ -188,14 +189,30 @@ def _text(bounds: Bounds | None) -> str:
 
 
 def _exceeds(row: RangeRow) -> bool:
-    """Whether the range is far wider than any input; a symmetric one may be so on one side."""
+    """Whether the range is far wider than any input."""
     if row.limits is None:
         return False
     low, high = min(row.limits[0], 0.0), max(row.limits[1], 0.0)
     least, most = row.declared
-    if abs(least + most) <= 0.02 * (most - least):
-        low, high = -max(-low, high), max(-low, high)
     return max(low - least, most - high) > _BEYOND * (high - low)
+
+
+def _symmetric(row: RangeRow) -> RangeRow:
+    """A row whose declared range is symmetric by its kind, with the others made so too."""
+    low, high = row.declared
+    if low == 0.0 or abs(low + high) > 0.02 * (high - low):
+        return row
+
+    def same(bounds: Bounds) -> Bounds:
+        most = max(-bounds[0], bounds[1], 0.0)
+        return -most, most
+
+    return dataclasses.replace(
+        row,
+        real=same(row.real),
+        noise={kind: same(bounds) for kind, bounds in row.noise.items()},
+        limits=None if row.limits is None else same(row.limits),
+    )
 
 
 def _from_noise(rows: Sequence[RangeRow], kind: str) -> tuple[float, Finding] | None:
