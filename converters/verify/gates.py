@@ -75,8 +75,9 @@ _COARSE: dict[Precision, Precision] = {
 
 
 # Static precisions: below these, mean and worst SQNR, activation ranges are held against the
-# images. Small trained nets keep 33 dB with good ranges and 28 dB with those of noise.
-_DOUBT_DB: dict[str, tuple[float, float]] = {"int8": (30.0, 18.0), "a16w8": (30.0, 18.0)}
+# images. The zoo's small net keeps 34 and 24 dB with good ranges, 29 and 15 (Core ML: 31 and
+# 21) with those of noise.
+_DOUBT_DB: dict[str, tuple[float, float]] = {"int8": (32.0, 22.0), "a16w8": (32.0, 22.0)}
 _DOUBT_AGREEMENT = 0.98
 
 
