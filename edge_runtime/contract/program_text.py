@@ -17,7 +17,7 @@ __all__ = ["is_expression", "is_guard", "is_name", "is_operator", "is_path", "is
 _MAX_EXPRESSION_CHARS: Final = 10_000
 _MAX_TREE_CHARS: Final = 1_000_000
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,500}")
-_WORD: Final = re.compile(r"[A-Za-z0-9_.+]{0,500}")
+_WORD: Final = re.compile(r"[A-Za-z0-9_.+]{0,500}|-Infinity")
 _PATH: Final = re.compile(r"[A-Za-z0-9_.:/<>+\- ]{0,1000}")
 _SYMBOL: Final = re.compile(r"[suz]\d+|z?u?f\d+|[ijk]\d*")
 _OPERATOR: Final = re.compile(
@@ -62,7 +62,7 @@ def is_name(text: str) -> bool:
 
 
 def is_word(text: str) -> bool:
-    """Letters, digits, ``_``, ``.`` and ``+``, or nothing."""
+    """Letters, digits, ``_``, ``.`` and ``+``, nothing, or ``-Infinity``: JSON has no number."""
     return _WORD.fullmatch(text) is not None
 
 

@@ -16,6 +16,8 @@ from converters.sources import Source, load_source
 from converters.sources.random_weights import example_input
 from converters.tasks import describe_model
 from edge_runtime.contract.errors import ConfigError, SourceError
+from edge_runtime.contract.manifest import REFERENCE_RECORD_NAME
+from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tasks.detection import decode_boxes
 
 FLOOR_DB = 80.0
@@ -116,13 +118,9 @@ def vision_original(name: str) -> Any:
     return torchvision.models.get_model(name, weights=None, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "mobilenet_v2" else pytest.mark.slow)
-        for name in VISION
-        if ROWS[name].options.get("task") != "detection"
-    ],
+    "name", [name for name in VISION if ROWS[name].options.get("task") != "detection"]
 )
 def test_a_torchvision_model_gives_torchvisions_answers(name: str):
     source = load(ROWS[name])
@@ -245,6 +243,7 @@ def test_a_net_saved_whole_gives_its_own_answers_for_any_batch(
     check_same(run(source.module, example), run(original, example)[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_script_with_a_loop_in_it_is_refused_with_the_way_out(tmp_path: Path):
     """An instance norm counts its axes in a loop, which a script keeps and a trace does not."""
@@ -293,6 +292,33 @@ def test_a_detector_that_nearfar_exported_brings_its_anchors_and_says_when_they_
     (tmp_path / "servable" / "anchors.f32").unlink()
     with pytest.raises(SourceError, match=r"needs its 64 anchors in anchors.f32 beside it"):
         load_source(source_request(path, task="detection"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_program_with_every_odd_thing_that_is_plain_passes_the_screen(tmp_path: Path):
+    """Constants, infinity, names that are no identifiers, dicts, lists, equations, no_grad."""
+    import torch
+
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.ones(1, 3, 1, 1), persistent=False)
+            self.parts = torch.nn.ModuleDict({"a-b/c": torch.nn.Linear(3, 5)})
+
+        def forward(self, image: Any) -> Any:
+            scale = torch.tensor([1.0, 2.0, 3.0])
+            pooled = (image - self.mean).mean((2, 3)) * scale
+            scores = torch.einsum("bi,oi->bo", pooled, self.parts["a-b/c"].weight)
+            with torch.no_grad():
+                padded = torch.nn.functional.pad(scores, (1, 1), value=float("-inf"))
+            return {"out": scores, "aux": [padded.clamp(min=-1e9).topk(2)[0]]}
+
+    original, image = Odd().eval(), torch.randn(2, 3, 8, 8)
+    path = tmp_path / "model.pt2"
+    as_program(original, image, path)
+    assert screen_program(path, REFERENCE_RECORD_NAME, SourceError) is None
+    program = torch.export.load(path).module()
+    check_same([program(image)["out"]], [original(image)["out"]])
 
 
 def test_random_weights_wake_a_head_that_starts_as_zeros(tmp_path: Path):
