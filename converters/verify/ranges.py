@@ -39,11 +39,15 @@ _MAX_CLIP_DB = 120.0
 _TOLD_APART = 0.15
 """Distance of ranges on noise from those on images, for a tensor to tell which was used."""
 _BEYOND = 0.2
+_SYMMETRIC = 0.006
+"""Of the width: -128..127 around a zero point of 0 are off by one step in 255."""
 _LEAST_ROWS = 3
 _NOISE_DISTANCE = {1: 0.1, 2: 0.1}
 """By how many tensors tell; more of them average out what a few may have by chance."""
 _NOISE_DISTANCE_MANY = 0.22
-_NOISE_RATIO = 0.5
+_NOISE_RATIO = 0.3
+_NOISE_RATIO_CLIPPED = 0.5
+"""Ranges that clip need an explanation; for ranges that hold every value it must be better."""
 _GAP = 0.1
 
 
@@ -200,7 +204,7 @@ def _exceeds(row: RangeRow) -> bool:
 def _symmetric(row: RangeRow) -> RangeRow:
     """A row whose declared range is symmetric by its kind, with the others made so too."""
     low, high = row.declared
-    if low == 0.0 or abs(low + high) > 0.02 * (high - low):
+    if low == 0.0 or abs(low + high) > _SYMMETRIC * (high - low):
         return row
 
     def same(bounds: Bounds) -> Bounds:
@@ -240,7 +244,9 @@ def _from_noise(rows: Sequence[RangeRow], kind: str) -> tuple[float, Finding] | 
     images = off(telling, factor)
     noise = float(np.mean([_apart(row.declared, row.noise[kind]) for row in telling]))
     most = _NOISE_DISTANCE.get(len(telling), _NOISE_DISTANCE_MANY)
-    if noise > most or noise > _NOISE_RATIO * images or images < noise + _GAP:
+    clips = min(row.clip_db for row in rows) < _WORST_CLIP_DB
+    ratio = _NOISE_RATIO_CLIPPED if clips else _NOISE_RATIO
+    if noise > most or noise > ratio * images or images < noise + _GAP:
         return None
     return noise, Finding(
         name="noise-calibration",

@@ -54,7 +54,7 @@ __all__ = ["Options", "Report", "VariantReport", "measure_bundle", "verify_bundl
 _PROBE_IMAGES = 16
 _RECORDS = frozenset({"labels", "task", "metadata"})
 """Findings that say nothing of the answers: no layer is to blame."""
-_LAYER_IMAGES = 24
+_LAYER_IMAGES = 48
 """On which the causes behind a doubtful variant are looked for."""
 
 Results = dict[str, JobResult | JobError]
