@@ -10,6 +10,9 @@ Status of a cell:
   refused     it cannot be, with the reason;
   failed      anything else.
 
+Precisions that a format does not have at all are no cells: ``not_offered`` lists them with
+their reasons (also: ``nearfar formats``).
+
 Resumable: cells already in the JSON are kept; ``--again`` measures all anew. Photos come
 from ``../shared/data`` where that lies beside the project, else they are rendered digits.
 """
@@ -45,6 +48,8 @@ SHARED = HERE.parent.parent / "shared" / "data"
 NETS = HERE / "nets.py"
 EVALUATION_IMAGES = 12
 CALIBRATION_IMAGES = 32
+UNTRAINED_IMAGES = (4, 8)
+"""Of evaluation and of calibration: their quality is not judged."""
 REFUSALS = ("precision_refused", "unsupported_operator")
 
 
@@ -188,12 +193,12 @@ def _rendered(scratch: Path) -> tuple[Dataset, Dataset]:
 
 def measure(model: Model, scratch: Path, jobs: int) -> list[dict[str, Any]]:
     """The cells of one row."""
-    cells = [
-        {"model": model.name, "format": name, "precision": precision, "status": "refused",
-         "reason": REFUSED[(name, precision)]}
-        for name in FORMATS for precision in OFFERED if (name, precision) in REFUSED
-    ]  # fmt: skip
+    cells: list[dict[str, Any]] = []
     calibration, evaluation = _photos(model.photos, scratch)
+    if not model.trained:
+        few, some = UNTRAINED_IMAGES
+        evaluation = Dataset(files=evaluation.files[:few])
+        calibration = Dataset(files=calibration.files[:some])
     targets, _ = plan(FORMATS, OFFERED, FileOptions())
     output = scratch / f"{model.name}.bundle"
     try:
@@ -214,7 +219,7 @@ def measure(model: Model, scratch: Path, jobs: int) -> list[dict[str, Any]]:
         data = Dataset(files=()) if generates else evaluation
         report = verify_bundle(bundle, data, Options(gates=gates, jobs=jobs))
     except NearfarError as error:
-        return cells + [
+        return [
             {"model": model.name, "format": t.format, "precision": t.precision,
              "status": "failed", "reason": f"{error.code}: {error.detail}"}
             for t in targets
@@ -275,6 +280,9 @@ def main() -> None:
     if arguments.json.exists() and not arguments.again:
         document = json.loads(arguments.json.read_text())
     document["machine"] = describe_machine()
+    document["not_offered"] = {
+        f"{name}-{precision}": reason for (name, precision), reason in REFUSED.items()
+    }
     known = {cell["model"] for cell in document["cells"]}
     rows = [row for row in models() if row.quick or not arguments.quick]
     if arguments.only:

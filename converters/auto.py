@@ -16,7 +16,7 @@ from converters.restore.search import find_keep
 from converters.verify.verify import VariantReport
 from edge_runtime.contract.manifest import Format, Precision
 
-__all__ = ["LADDER", "Restored", "next_precision", "restore"]
+__all__ = ["LADDER", "Prediction", "Restored", "finer_precisions", "restore"]
 
 LADDER: tuple[Precision, ...] = (
     "pal4", "int4w", "int8", "int8-dyn", "int8w", "a16w8", "fp16", "fp32",
@@ -24,6 +24,7 @@ LADDER: tuple[Precision, ...] = (
 """From coarse to fine: where a precision falls back to."""
 
 _BUDGET = 5
+_MARGIN_DB = 1.0
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,48 +52,77 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.trials} trials"
             )
         if self.stand_in is not None:
-            return f"{name}: no set of layers helped in {self.trials} trials; {self.stand_in} ships"
-        return f"{name}: nothing helped in {self.trials} trials; it does not ship"
+            return f"{name}: {self._vain}; {self.stand_in} takes its place"
+        return f"{name}: {self._vain}; it does not ship"
+
+    @property
+    def _vain(self) -> str:
+        if not self.trials:
+            return "no set of layers would help, by simulation"
+        return f"no set of layers helped in {self.trials} trials"
 
 
 def _db(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} dB"
 
 
-def next_precision(format_name: Format, precision: Precision) -> Precision | None:
-    """The next finer precision that the format has."""
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a simulation of the quantized net says before anything is converted."""
+
+    order: list[str]
+    """Layers, worst first."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """How many of them are kept, from none on, and the simulated SQNR in dB."""
+
+    def start(self, measured_db: float | None, wanted_db: float | None) -> int | None:
+        """How many layers to keep in the first trial; None: not even the most will do.
+
+        ``measured_db``: the file's own figure with nothing kept; the simulation is moved by
+        how far it is off there. A margin of ``_MARGIN_DB`` is left before giving up.
+        """
+        usual = max(1, len(self.order) // 16)
+        if not self.curve or measured_db is None or wanted_db is None:
+            return usual
+        moved = measured_db - self.curve[0][1]
+        for count, ratio in self.curve[1:]:
+            if ratio + moved >= wanted_db:
+                return count
+        best = max(ratio for _, ratio in self.curve) + moved
+        return usual if best >= wanted_db - _MARGIN_DB else None
+
+
+def finer_precisions(format_name: Format, precision: Precision) -> list[Precision]:
+    """The finer precisions that the format has, the next first."""
     if precision not in LADDER:
-        return None
-    for finer in LADDER[LADDER.index(precision) + 1 :]:
-        if (format_name, finer) in RECIPES:
-            return finer
-    return None
+        return []
+    finer = LADDER[LADDER.index(precision) + 1 :]
+    return [name for name in finer if (format_name, name) in RECIPES]
 
 
 def restore(
     failed: VariantReport,
-    order: list[str],
+    prediction: Prediction,
     attempt: Callable[[tuple[str, ...]], VariantReport],
 ) -> Restored:
     """Search for the layers to keep. ``attempt`` converts with them kept and judges the file.
 
-    ``order``: layers, worst first. Afterwards the caller attempts ``kept`` once more if the
-    last attempt was another one.
+    Afterwards the caller settles on ``kept``, as the last attempt may be another one.
     """
+    nothing = Restored(sqnr_db_before=failed.sqnr_db, size_before=failed.size_bytes)
+    order = prediction.order
+    start = prediction.start(failed.sqnr_db, failed.wanted_db)
+    if start is None:
+        return nothing
     found = find_keep(
         order,
         attempt,
         lambda report: report.passed,
         budget=_BUDGET,
         most=max(1, len(order) // 2),
-        start=max(1, len(order) // 16),
+        start=start,
     )
     if found.best is None:
-        return Restored(
-            trials=len(found.trials),
-            sqnr_db_before=failed.sqnr_db,
-            size_before=failed.size_bytes,
-        )
+        return msgspec.structs.replace(nothing, trials=len(found.trials))
     after = found.best.figures
     return Restored(
         kept=found.best.keep,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from converters.auto import Restored, next_precision, restore
+from converters.auto import Restored
 from converters.baked import baked_record
 from converters.bundle_writer import (
     add_variant_files,
@@ -31,13 +30,13 @@ from converters.jobs import (
     Prepared,
     PrepareJob,
     RoundJob,
-    Sensitivity,
     SensitivityJob,
     SourceRequest,
 )
 from converters.plan import FileOptions, Target
 from converters.quality import with_quality
 from converters.recipes import RECIPES
+from converters.repair import Written, repair
 from converters.resume import JobCache
 from converters.supervisor import JobError, Listener, Supervisor
 from converters.tasks import ANCHORS_FILE
@@ -68,10 +67,6 @@ _CHECK_IMAGES = 64
 _LATENTS = 128
 _NOISE_IMAGES = 32
 _MAX_LABELS_IN_FILE = 20_000
-
-
-Written = tuple[Format, Precision, str, Artifact]
-"""A variant's format, precision, path in the bundle, and its converter's answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,17 +147,17 @@ class _Run:
 
     def run(self) -> Outcome:
         request = self.request
-        calibrated = any(target.recipe.calibrated for target in request.targets)
+        calibrated = self._calibrated()
         golden = self._golden()
         prepared = self._prepare(golden, calibrated)
         record = self._calibration_record() if calibrated else None
-        if any(target.recipe.rounded for target in request.targets):
+        if calibrated and any(target.recipe.rounded for target in request.targets):
             self._call(
                 "weights",
                 RoundJob(
                     source=request.source,
                     calibration=str(self.root / "reference" / "calibration.npy"),
-                    out_file=str(self.work / "rounded.safetensors"),
+                    out_file=str(self.rounded),
                 ),
             )
         artifacts = self._convert_all(prepared)
@@ -175,7 +170,10 @@ class _Run:
         manifest = self._write(prepared, golden, record, artifacts)
         report = self._measure()
         if request.auto and not report.passed:
-            manifest, report = self._restore(prepared, golden, record, artifacts, report)
+            bench = _Bench(self, prepared, golden, record, artifacts)
+            self.restored = repair(bench, list(request.targets), report)
+            manifest = self._write(prepared, golden, record, artifacts)
+            report = self._measure()
         images = calibrated and request.calibration is not None
         manifest = with_quality(manifest, report, "calibration" if images else "golden")
         write_manifest(self.root, manifest)
@@ -189,6 +187,19 @@ class _Run:
             restored=self.restored,
             left_out=self.left_out,
         )
+
+    def _calibrated(self) -> bool:
+        """Whether calibration inputs are needed, or there anyway and of use."""
+        given = self.request.calibration is not None or self.request.source.task == "generation"
+        return any(
+            target.recipe.calibrated or (given and target.recipe.gains)
+            for target in self.request.targets
+        )
+
+    @property
+    def rounded(self) -> Path:
+        """The int8 weights that all formats share, where there were inputs to choose them by."""
+        return self.work / "rounded.safetensors"
 
     def _note(self, name: str, result: JobResult) -> None:
         self.seconds[name] = round(result.seconds, 2)
@@ -273,72 +284,6 @@ class _Run:
             if target.id in made
         ]
 
-    def _restore(
-        self,
-        prepared: Prepared,
-        golden: Sequence[Path],
-        record: CalibrationRecord | None,
-        artifacts: list[Written],
-        report: Report,
-    ) -> tuple[Manifest, Report]:
-        """Convert what failed again, with layers kept; then with the next precision."""
-        made = {f"{name}-{precision}": path for name, precision, path, _ in artifacts}
-        order: list[str] | None = None
-        for failed in [entry for entry in report.variants if not entry.passed]:
-            target = next((t for t in self.request.targets if t.id == failed.id), None)
-            if target is None:
-                continue
-            done = Restored(sqnr_db_before=failed.sqnr_db, size_before=failed.size_bytes)
-            if target.recipe.calibrated:
-                order = order if order is not None else self._sensitive_layers()
-                tries = _Tries(self, prepared, golden, record, artifacts, target)
-                done = restore(failed, order, tries.attempt)
-                if done.kept:
-                    tries.settle(done.kept)
-            if not done.kept:
-                done = self._stand_in(prepared, artifacts, target, done, made)
-            self.restored[target.id] = done
-        manifest = self._write(prepared, golden, record, artifacts)
-        return manifest, self._measure()
-
-    def _sensitive_layers(self) -> list[str]:
-        job = SensitivityJob(
-            source=self.request.source, calibration=str(self.work / "calibration.npy")
-        )
-        answer = self._call("sensitivity", job).answer
-        assert isinstance(answer, Sensitivity)  # noqa: S101  # what a SensitivityJob answers
-        return [name for name, _ in answer.layers]
-
-    def _stand_in(
-        self,
-        prepared: Prepared,
-        artifacts: list[Written],
-        target: Target,
-        done: Restored,
-        made: dict[str, str],
-    ) -> Restored:
-        """Add the next precision of the format, unless it is there."""
-        finer = next_precision(target.format, target.precision)
-        if finer is None:
-            return done
-        other = Target(
-            format=target.format, precision=finer, recipe=RECIPES[(target.format, finer)]
-        )
-        if other.id not in made:
-            bases = {
-                name: (self.root / path, artifact)
-                for (kind, precision, path, artifact) in artifacts
-                if (name := f"{kind}-{precision}")
-            }
-            if other.recipe.from_fp32 and f"{target.format}-fp32" not in bases:
-                return done
-            result = self._call(other.id, self._job(other, prepared, bases))
-            assert isinstance(result.answer, Artifact)  # noqa: S101
-            path = self.work / other.id / result.answer.path
-            made[other.id] = add_variant_files(self.root, other.format, finer, path)
-            artifacts.append((other.format, finer, made[other.id], result.answer))
-        return msgspec.structs.replace(done, stand_in=other.id)
-
     def _leave_out(self, target: Target, error: JobError) -> None:
         self.left_out[target.id] = Finding(name=error.cause.code, detail=error.cause.detail)
         if target.precision != "fp32":
@@ -354,7 +299,9 @@ class _Run:
         out_dir.mkdir(exist_ok=True)
         recipe, options = target.recipe, self.request.options
         base = made[f"{target.format}-fp32"][0] if recipe.from_fp32 else None
-        calibration = str(self._calibration_file())
+        calibration = self._calibration_file()
+        calibrated = recipe.calibrated or (recipe.gains and calibration.exists())
+        rounded = recipe.rounded and self.rounded.exists()
         return ConvertJob(
             source=self.request.source,
             format=target.format,
@@ -369,9 +316,9 @@ class _Run:
             in_graph=options.in_graph,
             min_os=options.min_os,
             metadata=self._metadata(target, prepared),
-            calibration=calibration if recipe.calibrated else None,
-            rounded=str(self.work / "rounded.safetensors") if recipe.rounded else None,
-            base=str(base) if base else None,
+            calibration=str(calibration) if calibrated else None,
+            rounded=str(self.rounded) if rounded else None,
+            base=str(base) if base and not rounded else None,
         )
 
     def _calibration_file(self) -> Path:
@@ -446,8 +393,8 @@ class _Run:
         return measure_bundle(bundle, Dataset(files=files), options)
 
 
-class _Tries:
-    """Conversions of one variant with different layers kept, in the place of its file."""
+class _Bench:
+    """What ``repair`` may do with a conversion."""
 
     def __init__(
         self,
@@ -456,48 +403,35 @@ class _Tries:
         golden: Sequence[Path],
         record: CalibrationRecord | None,
         artifacts: list[Written],
-        target: Target,
     ) -> None:
         self.run = run
         self.prepared = prepared
         self.golden = golden
         self.record = record
         self.artifacts = artifacts
-        self.target = target
-        self.current: tuple[str, ...] = ()
+        self.root = run.root
+        self.work = run.work
 
-    def settle(self, keep: tuple[str, ...]) -> None:
-        """Make the file with ``keep`` the one in the bundle."""
-        if keep == self.current:
-            return
-        target, run = self.target, self.run
-        job = msgspec.structs.replace(run._job(target, self.prepared, {}), keep=keep)
-        shutil.rmtree(job.out_dir)
-        Path(job.out_dir).mkdir()
-        result = run._call(target.id, job)
-        assert isinstance(result.answer, Artifact)  # noqa: S101
-        place = next(
-            index
-            for index, (name, precision, _, _) in enumerate(self.artifacts)
-            if f"{name}-{precision}" == target.id
-        )
-        old = run.root / self.artifacts[place][2]
-        if old.is_dir():
-            shutil.rmtree(old)
-        else:
-            old.unlink()
-        path = add_variant_files(
-            run.root, target.format, target.precision, Path(job.out_dir) / result.answer.path
-        )
-        self.artifacts[place] = (target.format, target.precision, path, result.answer)
-        self.current = keep
+    def call(self, name: str, job: Job) -> JobResult:
+        return self.run._call(name, job)
 
-    def attempt(self, keep: tuple[str, ...]) -> VariantReport:
-        """Convert with ``keep`` in floating point and judge the file."""
-        self.settle(keep)
-        run = self.run
-        run._write(self.prepared, self.golden, self.record, self.artifacts)
-        return run._measure(only=self.target.id).variants[0]
+    def job(self, target: Target) -> ConvertJob:
+        made: dict[str, tuple[Path, Artifact]] = {}
+        for name, precision, path, artifact in self.artifacts:
+            made[f"{name}-{precision}"] = (self.root / path, artifact)
+        return self.run._job(target, self.prepared, made)
+
+    def order_job(self) -> SensitivityJob:
+        rounded = self.run.rounded
+        return SensitivityJob(
+            source=self.run.request.source,
+            calibration=str(self.work / "calibration.npy"),
+            rounded=str(rounded) if rounded.exists() else None,
+        )
+
+    def judge(self, variant_id: str) -> VariantReport:
+        self.run._write(self.prepared, self.golden, self.record, self.artifacts)
+        return self.run._measure(only=variant_id).variants[0]
 
 
 def _failure(target_id: str, error: JobError) -> NearfarError:

@@ -141,6 +141,8 @@ class SensitivityJob(_Message, tag="sensitivity", kw_only=True):
 
     source: SourceRequest
     calibration: str
+    rounded: str | None = None
+    """The weights that the conversion takes."""
 
 
 class Sensitivity(_Message, tag="sensitive", kw_only=True):

@@ -14,8 +14,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     calibrated: bool = False
     """Needs calibration inputs: the ranges of activations are stored."""
+    gains: bool = False
+    """Needs no calibration inputs, and chooses its weights by them where there are any."""
     rounded: bool = False
-    """Starts from the int8 weights that all formats share (needs calibration inputs)."""
+    """Starts from the int8 weights that all formats share, where there are inputs."""
     from_fp32: bool = False
     """Starts from the same format's fp32 file."""
     min_os: MinOs

@@ -16,7 +16,6 @@ __all__ = [
     "PREFERRED_IOS",
     "RECIPES",
     "REFUSED",
-    "USES_CALIBRATION",
     "check_min_os",
     "deployment_ios",
 ]
@@ -24,16 +23,10 @@ __all__ = [
 PREFERRED_IOS: Final = 17
 """Major version without ``--min-ios``, unless the precision needs a newer one."""
 
-USES_CALIBRATION: Final[frozenset[Precision]] = frozenset(
-    {"int8w", "int4w", "pal4", "fp16+sparse", "int8w+sparse"}
-)
-"""Weight-only precisions that can do without calibration inputs and gain 7 to 17 dB from
-them on small nets: each layer's weights then make up for the errors of those before."""
-
-
-def _recipe(ios: str, *, calibrated: bool = False) -> Recipe:
+def _recipe(ios: str, *, calibrated: bool = False, gains: bool = False) -> Recipe:
     return Recipe(
         calibrated=calibrated,
+        gains=gains,
         rounded=calibrated,
         min_os=MinOs(ios=ios),
         accelerators=("cpu", "gpu", "npu"),
@@ -45,11 +38,12 @@ RECIPES: dict[Precision, Recipe] = {
     "fp32": Recipe(min_os=MinOs(ios="15.0"), accelerators=("cpu", "gpu")),
     "fp16": _recipe("15.0"),
     "int8": _recipe("17.0", calibrated=True),
-    "int8w": _recipe("16.0"),
-    "int4w": _recipe("18.0"),
-    "pal4": _recipe("16.0"),
-    "fp16+sparse": _recipe("16.0"),
-    "int8w+sparse": _recipe("18.0"),
+    # Weights that make up for the errors of the layers before: 7 to 17 dB on small nets.
+    "int8w": _recipe("16.0", gains=True),
+    "int4w": _recipe("18.0", gains=True),
+    "pal4": _recipe("16.0", gains=True),
+    "fp16+sparse": _recipe("16.0", gains=True),
+    "int8w+sparse": _recipe("18.0", gains=True),
 }
 
 REFUSED: dict[Precision, str] = {

@@ -13,8 +13,10 @@ RECIPES: dict[Precision, Recipe] = {
     "fp32": Recipe(min_os=_OS, accelerators=("cpu", "gpu")),
     "fp16": Recipe(from_fp32=True, min_os=_OS, accelerators=("cpu", "gpu")),
     "int8": Recipe(calibrated=True, rounded=True, min_os=_OS, accelerators=("cpu", "gpu", "npu")),
-    "int8-dyn": Recipe(from_fp32=True, min_os=_OS, accelerators=("cpu",)),
-    "int8w": Recipe(from_fp32=True, min_os=_OS, accelerators=("cpu",)),
+    "int8-dyn": Recipe(from_fp32=True, gains=True, rounded=True, min_os=_OS, accelerators=("cpu",)),
+    "int8w": Recipe(
+        from_fp32=True, gains=True, rounded=True, min_os=_OS, accelerators=("cpu",)
+    ),
     "int4w": Recipe(from_fp32=True, min_os=_OS, accelerators=("cpu",)),
     "a16w8": Recipe(calibrated=True, rounded=True, min_os=_OS, accelerators=("cpu", "npu")),
 }

@@ -52,10 +52,17 @@ from edge_runtime.contract.tasks import ClassificationTask, DetectionTask, task_
 __all__ = ["Options", "Report", "VariantReport", "measure_bundle", "verify_bundle"]
 
 _PROBE_IMAGES = 16
+<<<<<<< HEAD
 _RECORDS = frozenset({"labels", "task", "metadata"})
 """Findings that say nothing of the answers: no layer is to blame."""
 _LAYER_IMAGES = 48
 """On which the causes behind a doubtful variant are looked for."""
+=======
+_CONTAINER_BYTES = 64 * 1024
+"""Graph, names and metadata, which no precision shrinks: not judged as size."""
+LAYER_FORMATS = ("tflite", "coreml")
+"""Those whose inner values can be read."""
+>>>>>>> c2940de (The matrix counts what is offered; a container's own bytes are not judged as size)
 
 Results = dict[str, JobResult | JobError]
 
@@ -90,6 +97,8 @@ class VariantReport(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     sqnr_db: float | None = None
     sqnr_db_min: float | None = None
+    wanted_db: float | None = None
+    """The gate's bound on the mean SQNR."""
     max_abs: float | None = None
     agreement: float | None = None
     disagreements: int | None = None
@@ -387,7 +396,8 @@ class _Verification:
         gate = self.options.gates[variant.precision]
         if variant.kept:  # what stays in floating point is stored so
             gate = msgspec.structs.replace(gate, quantized_share=0.0)
-        findings = check_gate(gate, variant.precision, figures, ratio, share)
+        judged = ratio * max(0, variant.size_bytes - _CONTAINER_BYTES) / max(1, variant.size_bytes)
+        findings = check_gate(gate, variant.precision, figures, judged, share)
         findings += answer.findings.get(variant.id, [])
         if variant.id in answer.probe_db:
             names = [name for name, _ in self.probes]
@@ -425,6 +435,7 @@ class _Verification:
             images=figures.images,
             sqnr_db=figures.sqnr_db_mean,
             sqnr_db_min=figures.sqnr_db_min,
+            wanted_db=self.options.gates[variant.precision].sqnr_db_mean,
             max_abs=figures.max_abs,
             agreement=figures.agreement,
             disagreements=figures.disagreements,
