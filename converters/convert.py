@@ -53,9 +53,7 @@ from edge_runtime.contract.files import atomic_directory
 from edge_runtime.contract.manifest import (
     CalibrationRecord,
     FileMetadata,
-    Format,
     Manifest,
-    Precision,
     canonical_json,
 )
 from edge_runtime.contract.tasks import task_name

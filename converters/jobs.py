@@ -149,6 +149,8 @@ class Sensitivity(_Message, tag="sensitive", kw_only=True):
     """Layers, worst first, with the SQNR in dB when only that layer is in 8 bits."""
 
     layers: list[tuple[str, float]]
+    curve: list[tuple[int, float]] = []
+    """How many of them are kept in floating point, and the simulated SQNR in dB."""
 
 
 class ConvertJob(_Message, tag="convert", kw_only=True):

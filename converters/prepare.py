@@ -285,30 +285,38 @@ def round_for_int8(job: RoundJob) -> Rounded:
     count = sample_count(pixels.shape)
     step = max(1, pixels.shape[0] // count)
     samples = torch.from_numpy(np.array(pixels[::step][:count]))
-    rounded = round_weights(
-        module,
-        samples,
-        lambda done, total: report_progress("choosing int8 weights", done, total),
-    )
+    try:
+        rounded = round_weights(
+            module,
+            samples,
+            lambda done, total: report_progress("choosing int8 weights", done, total),
+        )
+    except Exception as error:  # a model may take batch 1 only; it raises what it likes
+        report_progress(f"weights are rounded one by one: {type(error).__name__}")
+        rounded = 0
     values = {name: value.contiguous().clone() for name, value in module.state_dict().items()}
     save_file(values, job.out_file)
     return Rounded(folded=folded, rounded=rounded)
 
 
 def order_layers(job: SensitivityJob) -> Sensitivity:
-    """What 8 bits cost each layer of the source, worst first."""
+    """What 8 bits cost each layer of the source, worst first, and the first of them kept."""
     import torch
 
-    from converters.restore.sensitivity import layer_sensitivity
+    from converters.ready import rounded_module
+    from converters.restore.sensitivity import keep_curve, layer_sensitivity
 
     report_progress("building the model")
     source = load_source(job.source)
     inputs = np.load(job.calibration, mmap_mode="r")
     step = max(1, inputs.shape[0] // _SENSITIVITY_INPUTS)
     samples = torch.from_numpy(np.array(inputs[::step][:_SENSITIVITY_INPUTS]))
+    module = source.module
+    if job.rounded is not None:
+        module, _ = rounded_module(source, Path(job.rounded), inputs.shape[1:])
     layers = layer_sensitivity(
-        source.module,
-        samples,
-        lambda done, total: report_progress("measuring layers", done, total),
+        module, samples, lambda done, total: report_progress("measuring layers", done, total)
     )
-    return Sensitivity(layers=layers)
+    report_progress("simulating kept layers")
+    curve = keep_curve(module, samples, [name for name, _ in layers])
+    return Sensitivity(layers=layers, curve=curve)

@@ -18,7 +18,7 @@ from edge_runtime.contract.errors import PrecisionRefused
 from edge_runtime.contract.preprocess import Preprocess
 from edge_runtime.contract.tensors import TensorSpec
 
-__all__ = ["ReadyModule", "ready_module"]
+__all__ = ["ReadyModule", "ready_module", "rounded_module"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -73,7 +73,9 @@ def ready_module(job: ConvertJob) -> ReadyModule:
     module = source.module
     rewrites: list[str] = []
     if job.rounded is not None:
-        module, rewrites = _rounded(source, Path(job.rounded), job.inputs[0], job.keep)
+        module, rewrites = rounded_module(
+            source, Path(job.rounded), job.inputs[0].shape[1:], job.keep
+        )
     inputs, outputs, preprocess = job.inputs, job.outputs, job.preprocess
     if job.in_graph:
         from converters.rewrites.in_graph import append_in_graph
@@ -103,12 +105,13 @@ def ready_module(job: ConvertJob) -> ReadyModule:
     )
 
 
-def _rounded(
-    source: Source, weights: Path, spec: TensorSpec, keep: tuple[str, ...]
+def rounded_module(
+    source: Source, weights: Path, shape: tuple[int, ...], keep: tuple[str, ...] = ()
 ) -> tuple[Any, list[str]]:
     """A copy with batch norms folded and the weights that ``round_for_int8`` chose.
 
-    Layers to keep in floating point have their own weights.
+    ``shape``: of one input. Layers to keep in floating point have their own weights. Also
+    the names of the rewrites.
     """
     import torch
     from safetensors.torch import load_file
@@ -117,7 +120,7 @@ def _rounded(
 
     module = copy.deepcopy(source.module)
     generator = torch.Generator().manual_seed(0)
-    folded = fold_batch_norm(module, torch.rand((2, *spec.shape[1:]), generator=generator))
+    folded = fold_batch_norm(module, torch.rand((2, *shape), generator=generator))
     state = load_file(str(weights))
     own = module.state_dict()
     for name in state:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from converters.formats.coreml_compensate import compensate, compressible
 from converters.formats.coreml_grids import Grid, is_wide, lamp_masks
 from converters.formats.coreml_weights import fit_grid, weight_key
 from converters.formats.inner import inner_module
 from converters.jobs import ConvertJob
 from converters.ready import ReadyModule
+from converters.rewrites.compensate import compensate, compressible
 from converters.worker import report_progress
 
 __all__ = ["SPARSITY", "Choice", "choose_weights"]
@@ -77,6 +77,7 @@ def choose_weights(ready: ReadyModule, job: ConvertJob, kept: tuple[str, ...]) -
             samples,
             fit,
             lambda done, count: report_progress("choosing weights", done, count),
+            half=True,
         )
     except Exception as error:  # a model may take batch 1 only; it raises what it likes
         report_progress(f"weights are rounded one by one: {type(error).__name__}")

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from converters.rewrites.compensate import Steps
+
 __all__ = [
     "Grid",
     "Int4Grid",
@@ -52,14 +54,8 @@ class Packed:
     """Where a weight is not zero."""
 
 
-class Grid(Protocol):
-    """The numbers one layer may hold."""
-
-    def nearest(self, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Round ``values`` ``[G, R]``: row r of group g, at column ``columns[g]`` of ``I*K``.
-
-        The outputs of a layer are its groups' rows one after another: O = G * R.
-        """
+class Grid(Steps, Protocol):
+    """The numbers one layer may hold, and how the file stores them."""
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """``weight`` ``[O, I, K]``, already on the grid, as the file stores it."""
@@ -87,7 +83,7 @@ class Int8Grid:
         self.scale = _half(self._exact)
 
     def nearest(self, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """See ``Grid``."""
+        """See ``Steps``."""
         scale = self.scale.reshape(values.shape)
         return torch.clamp(torch.round(values / scale), -_LEVELS, _LEVELS) * scale
 
@@ -133,7 +129,7 @@ class Int4Grid:
         self.scale = best.reshape(outputs, blocks).double()
 
     def nearest(self, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """See ``Grid``."""
+        """See ``Steps``."""
         groups, rows = values.shape
         blocks = (columns // self._positions) // self._block
         scales = self.scale.reshape(groups, rows, -1)
@@ -183,7 +179,7 @@ class PaletteGrid:
         return torch.searchsorted(self._edges.to(values.dtype), values.contiguous())
 
     def nearest(self, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """See ``Grid``."""
+        """See ``Steps``."""
         return self.palette[self._indices(values)]
 
     def pack(self, weight: torch.Tensor) -> Packed:
@@ -234,7 +230,7 @@ class SparseGrid:
         self._int8 = Int8Grid(weight * self._mask.to(weight.dtype)) if quantized else None
 
     def nearest(self, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """See ``Grid``."""
+        """See ``Steps``."""
         groups, rows = values.shape
         allowed = self._mask.reshape(groups, rows, -1)
         there = torch.gather(allowed, 2, columns[:, None, None].expand(-1, rows, 1))[:, :, 0]

@@ -23,6 +23,7 @@ __all__ = [
 PREFERRED_IOS: Final = 17
 """Major version without ``--min-ios``, unless the precision needs a newer one."""
 
+
 def _recipe(ios: str, *, calibrated: bool = False, gains: bool = False) -> Recipe:
     return Recipe(
         calibrated=calibrated,

@@ -11,7 +11,7 @@ from torch import nn
 
 from converters.restore.simulate import QuantizedModel
 
-__all__ = ["SQNR_CAP_DB", "layer_sensitivity", "simulated_sqnr_db"]
+__all__ = ["SQNR_CAP_DB", "keep_curve", "layer_sensitivity", "simulated_sqnr_db"]
 
 SQNR_CAP_DB = 200.0
 """Reported for identical answers."""
@@ -53,6 +53,26 @@ def simulated_sqnr_db(module: nn.Module, samples: torch.Tensor, keep: Sequence[s
     model.measure(samples.split(_BATCH), round_weights=False)
     answer = _answers(functools.partial(model, keep=keep), samples)
     return _sqnr_db(_answers(module, samples), answer)
+
+
+def keep_curve(
+    module: nn.Module, samples: torch.Tensor, order: Sequence[str]
+) -> list[tuple[int, float]]:
+    """The simulated SQNR in dB when the first 0, 1, 2, 4 ... layers of ``order`` stay float.
+
+    Up to half of them.
+    """
+    most = max(1, len(order) // 2)
+    counts = [0, 1]
+    while counts[-1] < most:
+        counts.append(min(2 * counts[-1], most))
+    model = QuantizedModel(module, samples[:1])
+    model.measure(samples.split(_BATCH), round_weights=False)
+    exact = _answers(module, samples)
+    return [
+        (count, _sqnr_db(exact, _answers(functools.partial(model, keep=order[:count]), samples)))
+        for count in counts
+    ]
 
 
 def _answers(model: Callable[[torch.Tensor], Any], samples: torch.Tensor) -> torch.Tensor:

@@ -52,17 +52,12 @@ from edge_runtime.contract.tasks import ClassificationTask, DetectionTask, task_
 __all__ = ["Options", "Report", "VariantReport", "measure_bundle", "verify_bundle"]
 
 _PROBE_IMAGES = 16
-<<<<<<< HEAD
 _RECORDS = frozenset({"labels", "task", "metadata"})
 """Findings that say nothing of the answers: no layer is to blame."""
 _LAYER_IMAGES = 48
 """On which the causes behind a doubtful variant are looked for."""
-=======
 _CONTAINER_BYTES = 64 * 1024
 """Graph, names and metadata, which no precision shrinks: not judged as size."""
-LAYER_FORMATS = ("tflite", "coreml")
-"""Those whose inner values can be read."""
->>>>>>> c2940de (The matrix counts what is offered; a container's own bytes are not judged as size)
 
 Results = dict[str, JobResult | JobError]
 
