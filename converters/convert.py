@@ -386,6 +386,7 @@ class _Run:
         options = Options(
             gates=self.request.gates or default_gates(task_name(bundle.manifest.task)),
             jobs=self.request.jobs,
+            explain=only is None,
             listener=self.request.listener,
         )
         return measure_bundle(bundle, Dataset(files=files), options)

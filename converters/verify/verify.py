@@ -74,6 +74,8 @@ class Options:
     """Generation: how many images to compare."""
     layers: bool = False
     """Compare layer by layer too; a variant that fails is always bisected where it can be."""
+    explain: bool = True
+    """Look for the mistake behind what failed or is in doubt; costs as much as the rest."""
     samples: list[Sample] | None = None
     """Filled, when given, with the worst inputs and everyone's answers, for the HTML page."""
     listener: Listener | None = None
@@ -270,10 +272,10 @@ class _Verification:
 
     def _compare_layers(self, report: Report, supervisor: Supervisor) -> Report:
         """Look into what failed or is in doubt; with ``options.layers`` into every file."""
-        reference = self.manifest.reference
-        if reference is None or self.options.reference is not None:
+        reference, options = self.manifest.reference, self.options
+        if reference is None or options.reference is not None or not options.explain:
             return report
-        chosen = {entry.id for entry in report.variants if self.options.layers or _doubtful(entry)}
+        chosen = {entry.id for entry in report.variants if options.layers or _doubtful(entry)}
         jobs: list[tuple[str, Job]] = []
         for name in sorted({variant.format for variant in self.manifest.variants}):
             runs = [run for run in self._runs(name) if run.variant.id in chosen]
