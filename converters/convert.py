@@ -373,7 +373,9 @@ class _Run:
         """Run every saved file, or one, where it will run, before anyone sees the bundle."""
         bundle = Bundle.open(self.root)
         if only is not None:
-            chosen = tuple(v for v in bundle.manifest.variants if v.id == only)
+            one = bundle.manifest.variant(only)
+            base = f"{one.format}-fp32"  # what its size is compared with
+            chosen = tuple(v for v in bundle.manifest.variants if v.id in (only, base))
             bundle.manifest = msgspec.structs.replace(bundle.manifest, variants=chosen)
         data = self.request.calibration
         if bundle.manifest.preprocess is None:
@@ -430,7 +432,8 @@ class _Bench:
 
     def judge(self, variant_id: str) -> VariantReport:
         self.run._write(self.prepared, self.golden, self.record, self.artifacts)
-        return self.run._measure(only=variant_id).variants[0]
+        report = self.run._measure(only=variant_id)
+        return next(entry for entry in report.variants if entry.id == variant_id)
 
 
 def _failure(target_id: str, error: JobError) -> NearfarError:

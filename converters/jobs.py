@@ -146,7 +146,7 @@ class SensitivityJob(_Message, tag="sensitivity", kw_only=True):
 
 
 class Sensitivity(_Message, tag="sensitive", kw_only=True):
-    """Layers, worst first, with the SQNR in dB when only that layer is in 8 bits."""
+    """Layers in the order to keep them, with the SQNR in dB when only that one is in 8 bits."""
 
     layers: list[tuple[str, float]]
     curve: list[tuple[int, float]] = []

@@ -56,6 +56,7 @@ CALIBRATION_SEED = 1000
 """Latents that calibrate a generator have this seed and the following ones."""
 _CHANCE_P = 0.01
 _MIN_LABELED = 20
+_LIGHT = 0.01
 _SENSITIVITY_INPUTS = 8
 
 
@@ -300,7 +301,11 @@ def round_for_int8(job: RoundJob) -> Rounded:
 
 
 def order_layers(job: SensitivityJob) -> Sensitivity:
-    """What 8 bits cost each layer of the source, worst first, and the first of them kept."""
+    """The layers of the source in the order to keep them, and what keeping the first gains.
+
+    First those whose 8 bits cost the answer most for what they weigh: a large layer in floating
+    point soon makes the file twice its size. Below ``_LIGHT`` of all weights none is heavy.
+    """
     import torch
 
     from converters.ready import rounded_module
@@ -317,6 +322,12 @@ def order_layers(job: SensitivityJob) -> Sensitivity:
     layers = layer_sensitivity(
         module, samples, lambda done, total: report_progress("measuring layers", done, total)
     )
+    sizes = {
+        name: sum(p.numel() for p in module.get_submodule(name).parameters(recurse=False))
+        for name, _ in layers
+    }
+    light = max(1.0, _LIGHT * sum(sizes.values()))
+    layers.sort(key=lambda layer: 10 ** (layer[1] / 10) * max(sizes[layer[0]], light))
     report_progress("simulating kept layers")
     curve = keep_curve(module, samples, [name for name, _ in layers])
     return Sensitivity(layers=layers, curve=curve)
