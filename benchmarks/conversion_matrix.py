@@ -38,7 +38,8 @@ from converters.options import source_request
 from converters.plan import FileOptions, plan
 from converters.recipes import FORMATS, OFFERED, REFUSED, find_recipe
 from converters.verify.gates import default_gates
-from converters.verify.verify import Options, VariantReport, verify_bundle
+from converters.verify.outcome import Options, VariantReport
+from converters.verify.verify import verify_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import NearfarError
 from edge_runtime.contract.tasks import task_name

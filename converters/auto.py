@@ -13,7 +13,7 @@ import msgspec
 
 from converters.recipes import RECIPES
 from converters.restore.search import find_keep
-from converters.verify.verify import VariantReport
+from converters.verify.outcome import VariantReport
 from edge_runtime.contract.manifest import Format, Precision
 
 __all__ = ["LADDER", "Prediction", "Restored", "finer_precisions", "restore"]

@@ -37,7 +37,8 @@ from converters.report.records import Sample
 from converters.report.table import describe_preprocess, print_manifest, print_report
 from converters.resume import JobCache
 from converters.verify.gates import read_gates
-from converters.verify.verify import Options, verify_bundle
+from converters.verify.outcome import Options
+from converters.verify.verify import verify_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import ConfigError, EvaluationError
 from edge_runtime.contract.manifest import Format, InputMode, MinOs, Precision

@@ -42,7 +42,8 @@ from converters.supervisor import JobError, Listener, Supervisor
 from converters.tasks import ANCHORS_FILE
 from converters.verify.figures import Finding
 from converters.verify.gates import Gates, default_gates
-from converters.verify.verify import Options, Report, VariantReport, measure_bundle
+from converters.verify.outcome import Options, Report, VariantReport
+from converters.verify.verify import measure_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import (
     CalibrationError,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from converters.verify.verify import Report, VariantReport
+from converters.verify.outcome import Report, VariantReport
 from edge_runtime.contract.manifest import Manifest, Quality, Variant
 
 __all__ = ["with_quality"]

@@ -13,7 +13,7 @@ from converters.bundle_writer import add_variant_files
 from converters.jobs import Artifact, ConvertJob, Job, JobResult, Sensitivity
 from converters.plan import Target
 from converters.recipes import RECIPES
-from converters.verify.verify import Report, VariantReport
+from converters.verify.outcome import Report, VariantReport
 from edge_runtime.contract.manifest import Format, Precision
 
 __all__ = ["Bench", "Written", "repair"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from converters.report.charts import share_bar
 from converters.report.markup import text
 from converters.report.records import Picture, Ranked, RenderedAnswer, Sample
-from converters.verify.verify import Report
+from converters.verify.outcome import Report
 
 __all__ = ["samples_section"]
 

@@ -28,7 +28,7 @@ from converters.report.sections import (
 from converters.report.style import STYLE
 from converters.report.table import describe_preprocess
 from converters.verify.gates import Gates
-from converters.verify.verify import Report
+from converters.verify.outcome import Report
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.manifest import Manifest, Variant

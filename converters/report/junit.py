@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from converters.report.numbers import format_bytes
-from converters.verify.verify import Report, VariantReport
+from converters.verify.outcome import Report, VariantReport
 from edge_runtime.contract.errors import ConfigError
 
 __all__ = ["write_junit"]

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from converters.report.numbers import clean
-from converters.verify.verify import Report
+from converters.verify.outcome import Report
 
 __all__ = ["print_layers"]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from converters.verify.verify import Report, VariantReport
+from converters.verify.outcome import Report, VariantReport
 
 __all__ = [
     "BYTES",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from converters.report.charts import Bar, Point, bar_chart, scatter_chart
 from converters.report.markup import FORMATS, format_class, text
 from converters.report.numbers import agreement_title, format_bytes
-from converters.verify.verify import Report, VariantReport
+from converters.verify.outcome import Report, VariantReport
 
 __all__ = ["charts_section"]
 

@@ -15,7 +15,7 @@ from converters.report.numbers import (
 )
 from converters.report.records import LayerRow
 from converters.verify.gates import Gate, Gates
-from converters.verify.verify import Report, VariantReport
+from converters.verify.outcome import Report, VariantReport
 
 __all__ = ["checks_section", "layers_section", "variants_section", "verdict_section"]
 

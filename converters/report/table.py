@@ -24,7 +24,7 @@ from converters.report.numbers import (
     format_number,
     metric_columns,
 )
-from converters.verify.verify import Report
+from converters.verify.outcome import Report
 from edge_runtime.contract.manifest import Manifest, MinOs, Variant
 from edge_runtime.contract.preprocess import Preprocess, ResizeExact
 from edge_runtime.contract.tasks import task_name

@@ -16,7 +16,8 @@ import pytest
 
 from converters.dataset import read_dataset
 from converters.verify.gates import default_gates
-from converters.verify.verify import Options, Report, verify_bundle
+from converters.verify.outcome import Options, Report
+from converters.verify.verify import verify_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.manifest import Manifest, Variant
 from edge_runtime.contract.preprocess import NAMED

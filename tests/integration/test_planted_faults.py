@@ -27,7 +27,8 @@ from converters.jobs import (
 )
 from converters.supervisor import Supervisor
 from converters.verify.gates import default_gates
-from converters.verify.verify import Options, Report, VariantReport, verify_bundle
+from converters.verify.outcome import Options, Report, VariantReport
+from converters.verify.verify import verify_bundle
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.manifest import Manifest, Variant, labels_digest
 from edge_runtime.contract.preprocess import NAMED

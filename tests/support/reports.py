@@ -8,7 +8,7 @@ from converters.report.records import LayerRow, Sample
 from converters.report.samples import render_input, render_sample
 from converters.verify.checks import Check
 from converters.verify.figures import Finding
-from converters.verify.verify import Report, VariantReport
+from converters.verify.outcome import Report, VariantReport
 from edge_runtime.contract.tasks import ClassificationTask
 from tests.support.bundles import LABELS
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from converters.auto import Prediction, Restored, finer_precisions, restore
-from converters.verify.verify import VariantReport
+from converters.verify.outcome import VariantReport
 
 ORDER = [f"layer{number}" for number in range(32)]
 CURVE = ((0, 20.0), (1, 21.0), (2, 22.0), (4, 24.0), (8, 26.0), (16, 29.0))

@@ -17,7 +17,7 @@ from converters.report.records import LayerRow
 from converters.verify.checks import Check
 from converters.verify.figures import Finding
 from converters.verify.gates import default_gates
-from converters.verify.verify import Report
+from converters.verify.outcome import Report
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import ConfigError
 from tests.support.bundles import tiny_bundle

@@ -16,7 +16,7 @@ from converters.report.records import LayerRow
 from converters.report.table import print_manifest, print_report
 from converters.verify.checks import Check
 from converters.verify.figures import Finding
-from converters.verify.verify import Report
+from converters.verify.outcome import Report
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import ConfigError
 from tests.support.bundles import tiny_bundle
