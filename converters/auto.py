@@ -103,9 +103,11 @@ def restore(
     failed: VariantReport,
     prediction: Prediction,
     attempt: Callable[[tuple[str, ...]], VariantReport],
+    guess: tuple[str, ...] = (),
 ) -> Restored:
     """Search for the layers to keep. ``attempt`` converts with them kept and judges the file.
 
+    ``guess``: layers that helped another format; where they help here too, that is enough.
     Afterwards the caller settles on ``kept``, as the last attempt may be another one.
     """
     nothing = Restored(sqnr_db_before=failed.sqnr_db, size_before=failed.size_bytes)
@@ -113,22 +115,33 @@ def restore(
     start = prediction.start(failed.sqnr_db, failed.wanted_db)
     if start is None:
         return nothing
+    guessed = 0
+    if guess:
+        report = attempt(guess)
+        if report.passed:
+            return _restored(nothing, guess, report, trials=1)
+        guessed = 1
     found = find_keep(
         order,
         attempt,
         lambda report: report.passed,
-        budget=_BUDGET,
+        budget=_BUDGET - guessed,
         most=max(1, len(order) // 2),
-        start=start,
+        start=max(start, len(guess) + guessed),
     )
+    trials = len(found.trials) + guessed
     if found.best is None:
-        return msgspec.structs.replace(nothing, trials=len(found.trials))
-    after = found.best.figures
-    return Restored(
-        kept=found.best.keep,
-        trials=len(found.trials),
-        sqnr_db_before=failed.sqnr_db,
-        sqnr_db_after=after.sqnr_db,
-        size_before=failed.size_bytes,
-        size_after=after.size_bytes,
+        return msgspec.structs.replace(nothing, trials=trials)
+    return _restored(nothing, found.best.keep, found.best.figures, trials=trials)
+
+
+def _restored(
+    before: Restored, kept: tuple[str, ...], report: VariantReport, *, trials: int
+) -> Restored:
+    return msgspec.structs.replace(
+        before,
+        kept=kept,
+        trials=trials,
+        sqnr_db_after=report.sqnr_db,
+        size_after=report.size_bytes,
     )

@@ -54,6 +54,7 @@ def repair(bench: Bench, targets: list[Target], report: Report) -> dict[str, Res
     """
     done: dict[str, Restored] = {}
     order: Sensitivity | None = None
+    guess: tuple[str, ...] = ()
     for failed in [entry for entry in report.variants if not entry.passed]:
         target = next((t for t in targets if t.id == failed.id), None)
         if target is None:
@@ -68,8 +69,9 @@ def repair(bench: Bench, targets: list[Target], report: Report) -> dict[str, Res
             prediction = Prediction(
                 order=[name for name, _ in order.layers], curve=tuple(order.curve)
             )
-            result = restore(failed, prediction, tries.attempt)
+            result = restore(failed, prediction, tries.attempt, guess)
             tries.settle(result.kept)
+            guess = result.kept or guess
         if not result.kept:
             result = _stand_in(bench, target, result, report)
         done[target.id] = result

@@ -74,6 +74,23 @@ def test_the_fewest_layers_that_pass_are_kept_and_their_price_is_told() -> None:
     assert "20.0 dB became 26.0 dB for +8% of size" in done.sentence("x")
 
 
+def test_what_helped_another_format_is_tried_first_and_is_enough() -> None:
+    convert = Converter()
+    guess = tuple(ORDER[:12])
+    done = restore(report(20.0), Prediction(order=ORDER, curve=CURVE), convert, guess)
+    assert convert.tried == [12]
+    assert (done.kept, done.trials) == (guess, 1)
+
+
+def test_after_a_guess_in_vain_more_layers_are_kept() -> None:
+    convert = Converter(offset=-2.5)
+    done = restore(report(17.5), Prediction(order=ORDER, curve=CURVE), convert, tuple(ORDER[:4]))
+    assert convert.tried[0] == 4
+    assert min(convert.tried[1:]) > 4
+    assert len(convert.tried) <= 5
+    assert done.kept == tuple(ORDER[:16])
+
+
 def test_trials_in_vain_are_counted() -> None:
     done = restore(report(20.0), Prediction(order=ORDER, curve=CURVE), Converter(offset=-9.0))
     assert done.kept == ()
