@@ -392,7 +392,8 @@ class _Run:
             explain=only is None,
             listener=self.request.listener,
         )
-        return measure_bundle(bundle, Dataset(files=files), options)
+        answers = self.work / "answers"
+        return measure_bundle(bundle, Dataset(files=files), options, answers=answers)
 
 
 class _Bench:
