@@ -25,6 +25,8 @@ LADDER: tuple[Precision, ...] = (
 
 _BUDGET = 5
 _MARGIN_DB = 1.0
+_ROOM_DB = 0.5
+"""Above the bound: other images give other figures."""
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,19 +114,20 @@ def restore(
     """
     nothing = Restored(sqnr_db_before=failed.sqnr_db, size_before=failed.size_bytes)
     order = prediction.order
-    start = prediction.start(failed.sqnr_db, failed.wanted_db)
+    wanted_db = None if failed.wanted_db is None else failed.wanted_db + _ROOM_DB
+    start = prediction.start(failed.sqnr_db, wanted_db)
     if start is None:
         return nothing
     guessed = 0
     if guess:
         report = attempt(guess)
-        if report.passed:
+        if _good(report):
             return _restored(nothing, guess, report, trials=1)
         guessed = 1
     found = find_keep(
         order,
         attempt,
-        lambda report: report.passed,
+        _good,
         budget=_BUDGET - guessed,
         most=max(1, len(order) // 2),
         start=max(start, len(guess) + guessed),
@@ -133,6 +136,12 @@ def restore(
     if found.best is None:
         return msgspec.structs.replace(nothing, trials=trials)
     return _restored(nothing, found.best.keep, found.best.figures, trials=trials)
+
+
+def _good(report: VariantReport) -> bool:
+    if report.sqnr_db is None or report.wanted_db is None:
+        return report.passed
+    return report.passed and report.sqnr_db >= report.wanted_db + _ROOM_DB
 
 
 def _restored(

@@ -74,6 +74,13 @@ def test_the_fewest_layers_that_pass_are_kept_and_their_price_is_told() -> None:
     assert "20.0 dB became 26.0 dB for +8% of size" in done.sentence("x")
 
 
+def test_a_file_that_just_passes_here_may_not_pass_elsewhere() -> None:
+    convert = Converter(offset=-0.8)  # 8 layers give 25.2 dB
+    done = restore(report(19.2), Prediction(order=ORDER, curve=CURVE), convert)
+    assert len(done.kept) > 8
+    assert done.sqnr_db_after == 28.2
+
+
 def test_what_helped_another_format_is_tried_first_and_is_enough() -> None:
     convert = Converter()
     guess = tuple(ORDER[:12])
