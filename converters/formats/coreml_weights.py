@@ -31,6 +31,7 @@ __all__ = ["WEIGHTS", "compress_weights", "find_weights", "fit_grid", "weight_ke
 
 WEIGHTS = {"conv": "weight", "conv_transpose": "weight", "linear": "weight", "matmul": "y"}
 """Operators with weights, and which argument they are."""
+_SMALLEST_NORMAL = 2.0**-14
 _LEAST = 64
 """Numbers below which a compressed form is no smaller."""
 
@@ -65,8 +66,12 @@ class Weight:
 
 
 def weight_key(array: NDArray[Any]) -> str:
-    """What identifies a weight in module and program: the digest of its numbers in fp16."""
-    half = np.ascontiguousarray(array, dtype=np.float16)
+    """What identifies a weight in module and program: the digest of its numbers in fp16.
+
+    Subnormal numbers count as zero: coremltools moves them while it casts.
+    """
+    half = np.array(array, dtype=np.float16)
+    half[np.abs(half) < _SMALLEST_NORMAL] = 0.0
     return hashlib.sha256(half.tobytes()).hexdigest()
 
 

@@ -20,6 +20,7 @@ from converters.formats.coreml_grids import (
     lamp_masks,
 )
 from converters.formats.coreml_program import label_names
+from converters.formats.coreml_weights import weight_key
 from converters.recipes.coreml import RECIPES, check_min_os, deployment_ios
 from edge_runtime.contract.errors import (
     BackendUnavailable,
@@ -236,3 +237,10 @@ def test_compute_units_anywhere_but_on_a_mac_are_refused(tmp_path: Path) -> None
 
     with pytest.raises(BackendUnavailable, match="macOS"):
         DeviceModel(tmp_path, None, "CPU_AND_NE")  # type: ignore[arg-type]
+
+
+def test_a_weight_is_known_again_though_its_smallest_numbers_moved() -> None:
+    weight = np.array([[0.5, -0.25, 3e-6, -3e-6, 0.0]], np.float32)
+    moved = np.array([[0.5, -0.25, 0.0, 0.0, -0.0]], np.float16)
+    assert weight_key(weight) == weight_key(moved)
+    assert weight_key(weight) != weight_key(weight * np.float32(1.01))
