@@ -36,14 +36,16 @@ __all__ = ["main", "report_progress"]
 
 
 def report_progress(message: str, done: int = 0, total: int = 0) -> None:
-    """Tell the parent what goes on; without one, nothing happens."""
+    """Tell the parent what goes on; ends the process when the parent is gone."""
     descriptor = os.environ.get("NEARFAR_PROGRESS_FD")
     if descriptor is None:
         return
     line = json.dumps({"message": message, "done": done, "total": total}) + "\n"
     try:
         os.write(int(descriptor), line.encode())
-    except OSError:  # the parent went away: it will stop us
+    except BrokenPipeError:  # killed, so it could not stop us: nobody waits for the result
+        os._exit(1)
+    except OSError:
         return
 
 
