@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import click
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -425,19 +426,22 @@ def inspect(bundle: Path, json_path: Path | None) -> None:
 def formats() -> None:
     """Print which precision each format has, and why not where it has not."""
     console = Console()
-    table = Table()
-    table.add_column("format")
-    for precision in OFFERED:
-        table.add_column(precision)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("precision")
     for format_name in FORMATS:
-        row: list[str] = [format_name]
-        for precision in OFFERED:
-            recipe = RECIPES.get((format_name, precision))
-            if recipe is None:
-                row.append("[red]refused[/red]")
-            else:
-                row.append("calibrated" if recipe.calibrated else "yes")
-        table.add_row(*row)
+        table.add_column(format_name, justify="center")
+    for precision in OFFERED:
+        table.add_row(precision, *(_offer(format_name, precision) for format_name in FORMATS))
     console.print(table)
+    console.print("images: needs calibration images; better: needs none, is closer with them\n")
     for (format_name, precision), reason in REFUSED.items():
         console.print(f"{format_name} {precision}: {reason}", highlight=False)
+
+
+def _offer(format_name: Format, precision: Precision) -> str:
+    recipe = RECIPES.get((format_name, precision))
+    if recipe is None:
+        return "[dim]no[/dim]"
+    if recipe.calibrated:
+        return "images"
+    return "better" if recipe.gains else "yes"
