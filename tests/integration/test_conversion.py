@@ -214,7 +214,7 @@ def test_fp32_passed_off_as_int8_is_not_believed(
     mend(copy)
     failed = {v.id: v.reasons for v in _verify(copy, photos).variants if not v.passed}
     assert set(failed) == {"tflite-int8"}
-    assert "really quantized" in failed["tflite-int8"][0]
+    assert "only 0% of the weights are stored in 8 bits" in failed["tflite-int8"][0]
 
 
 def test_swapped_files_and_garbage_are_load_errors_of_their_variant(

@@ -354,6 +354,11 @@ def test_what_is_no_trainable_classifier_is_refused(pictures: Path, tmp_path: Pa
             finetune(request, Quiet())
 
 
+def _hears_ctrl_c() -> None:
+    """A shell's background job, as these tests may be one, starts with SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_leaves_a_checkpoint_that_resume_finishes(
     nets: Path, pictures: Path, tmp_path: Path
 ) -> None:
@@ -367,7 +372,10 @@ def test_ctrl_c_leaves_a_checkpoint_that_resume_finishes(
     whole = nearfar(*command[3:], "-o", str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
     with subprocess.Popen(
-        [*command, "-o", str(output)], stderr=subprocess.PIPE, text=True
+        [*command, "-o", str(output)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hears_ctrl_c,
     ) as process:
         deadline = time.monotonic() + 240
         while not (output / CHECKPOINT).exists():
