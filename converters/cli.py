@@ -30,6 +30,7 @@ from converters.options import (
 from converters.plan import FileOptions, plan
 from converters.progress import JobProgress
 from converters.project import convert_project
+from converters.ranges import parse_ranges
 from converters.recipes import FORMATS, OFFERED, RECIPES, REFUSED
 from converters.report.html import write_html
 from converters.report.junit import write_junit
@@ -75,6 +76,10 @@ __all__ = ["convert", "export", "formats", "inspect", "verify"]
     help="file,class_index[,split]: which images to take, and a check that they fit the model.",
 )  # fmt: skip
 @click.option("--calib-split", metavar="S", help="Take only this split of the CSV.")
+@click.option(
+    "--ranges", default="minmax", show_default=True, metavar="R",
+    help="Range of an int8 activation: minmax, mse (least squared error), or percentile:P.",
+)  # fmt: skip
 @click.option(
     "--allow-synthetic-calibration", "noise", is_flag=True,
     help="Without --calib, set int8 ranges from noise: stamped in the manifest; accuracy "
@@ -128,6 +133,7 @@ def convert(
     calib: Path | None,
     calib_labels: Path | None,
     calib_split: str | None,
+    ranges: str,
     noise: bool,
     input_mode: str,
     nms: bool,
@@ -191,6 +197,7 @@ def convert(
                 output=output,
                 calibration=data,
                 noise=noise,
+                ranges=parse_ranges(ranges),
                 options=options,
                 gates=read_gates(gates, request.task),
                 name=name,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
+from converters.ranges import parse_ranges
 from converters.recipes import FORMATS, OFFERED
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, LimitExceeded, MissingFile
@@ -65,6 +66,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     calib: Text | None = None
     calib_labels: Text | None = None
     calib_split: Text | None = None
+    ranges: Text | None = None
+    """As ``--ranges``."""
     allow_synthetic_calibration: bool = False
     input: InputMode | None = None
     nms: bool = False
@@ -176,6 +179,11 @@ def _model(table: dict[str, Any], path: Path, where: str, fields: list[str]) -> 
         raise ConfigError(
             f"{where}: there are images in 'calib': leave 'allow_synthetic_calibration' out"
         )
+    if model.ranges is not None:
+        try:
+            parse_ranges(model.ranges)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error.detail}") from None
     if isinstance(model.output_range, list) and len(model.output_range) != 2:
         raise ConfigError(f"{where}: 'output_range' is two numbers, for example [0, 255]")
     return _with_paths(model, path.parent, where)

@@ -35,6 +35,7 @@ from converters.jobs import (
 )
 from converters.plan import FileOptions, Target
 from converters.quality import with_quality
+from converters.ranges import MINMAX, RangeMethod
 from converters.recipes import RECIPES
 from converters.repair import Written, repair
 from converters.resume import JobCache
@@ -61,7 +62,6 @@ from edge_runtime.contract.tasks import task_name
 
 __all__ = ["Conversion", "Outcome", "convert"]
 
-_METHOD = "min-max over all inputs; weights by GPTQ rounding"
 _CHECK_IMAGES = 64
 _LATENTS = 128
 _NOISE_IMAGES = 32
@@ -78,6 +78,8 @@ class Conversion:
     calibration: Dataset | None = None
     noise: bool = False
     """Calibrate with noise where there are no images."""
+    ranges: RangeMethod = MINMAX
+    """How the calibration inputs set the ranges of int8 activations."""
     options: FileOptions = dataclasses.field(default_factory=FileOptions)
     gates: Gates | None = None
     """Other bounds than the task's own."""
@@ -241,12 +243,13 @@ class _Run:
         return result.answer
 
     def _calibration_record(self) -> CalibrationRecord:
+        method = f"{self.request.ranges.sentence}; weights by GPTQ rounding"
         if self.request.source.task == "generation":
-            return CalibrationRecord(images=_LATENTS, data="latents", path=None, method=_METHOD)
+            return CalibrationRecord(images=_LATENTS, data="latents", path=None, method=method)
         if self.request.calibration is None:
-            return CalibrationRecord(images=_NOISE_IMAGES, data="noise", path=None, method=_METHOD)
+            return CalibrationRecord(images=_NOISE_IMAGES, data="noise", path=None, method=method)
         digests = image_digests(self.request.calibration.files)
-        return write_calibration_record(self.root, digests, _METHOD)
+        return write_calibration_record(self.root, digests, method)
 
     def _convert_all(self, prepared: Prepared) -> list[Written]:
         """Variants that start from nothing first, then those that start from an fp32 file."""
@@ -316,6 +319,7 @@ class _Run:
             min_os=options.min_os,
             metadata=self._metadata(target, prepared),
             calibration=str(calibration) if calibrated else None,
+            ranges=self.request.ranges,
             rounded=str(self.rounded) if rounded else None,
             base=str(base) if base and not rounded else None,
         )

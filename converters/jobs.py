@@ -9,6 +9,7 @@ from typing import Literal
 
 import msgspec
 
+from converters.ranges import MINMAX, RangeMethod
 from converters.report.records import LayerRow, Picture, RenderedAnswer
 from converters.verify.figures import Closeness, Finding
 from edge_runtime.contract.manifest import (
@@ -164,6 +165,8 @@ class ConvertJob(_Message, tag="convert", kw_only=True):
     """Of the reference: NCHW, batch 1."""
     outputs: tuple[TensorSpec, ...]
     calibration: str | None = None
+    ranges: RangeMethod = MINMAX
+    """How calibration sets the ranges of activations."""
     rounded: str | None = None
     base: str | None = None
     """The same format's fp32 file, where this precision starts from it."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from converters.baked import baked_record, to_pixel_values
 from converters.jobs import ConvertJob
+from converters.ranges import MINMAX, RangeMethod
 from converters.sources import Source, load_source
 from edge_runtime.contract.errors import PrecisionRefused
 from edge_runtime.contract.preprocess import Preprocess
@@ -34,6 +35,8 @@ class ReadyModule:
     """What the file will expect."""
     rewrites: list[str]
     source: Source
+    ranges: RangeMethod = MINMAX
+    """Of activations, from the calibration inputs."""
     _calibration: NDArray[np.float32] | None = None
     _baked: Preprocess | None = None
 
@@ -100,6 +103,7 @@ def ready_module(job: ConvertJob) -> ReadyModule:
         preprocess=preprocess,
         rewrites=rewrites,
         source=source,
+        ranges=job.ranges,
         _calibration=calibration,
         _baked=baked,
     )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +16,13 @@ import msgspec
 
 from converters.jobs import Job, JobResult
 from converters.resume import JobCache
+from converters.stacks import stack_of
+from converters.zygote import Forked, ZygoteLost, find_zygote
 from edge_runtime.contract.errors import ConversionError, NearfarError, error_from_code
 
 __all__ = ["JobError", "Listener", "Supervisor"]
+
+Child = subprocess.Popen[bytes] | Forked
 
 Listener = Callable[[str, str, int, int, int], None]
 """Called with (job name, message, done, of, resident bytes now)."""
@@ -38,6 +42,8 @@ class JobError(NearfarError):
 
 
 def _resident_bytes(pid: int) -> int:
+    if pid == 0:
+        return 0
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
@@ -45,6 +51,30 @@ def _resident_bytes(pid: int) -> int:
     except (OSError, ValueError, IndexError):
         return 0
     return 0
+
+
+class _Files:
+    """Where one job's messages lie."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.job = folder / f"{name}.json"
+        self.result = folder / f"{name}.result.json"
+        self.log = folder / f"{name}.log"
+
+
+def _start_anew(
+    job: Path, result: Path, *, environment: Mapping[str, str], log_fd: int, progress_fd: int
+) -> subprocess.Popen[bytes]:
+    """A process that imports everything itself."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "converters.worker", str(job), str(result)],
+        stdin=subprocess.DEVNULL,
+        stdout=log_fd,
+        stderr=subprocess.STDOUT,
+        env={**environment, "NEARFAR_PROGRESS_FD": str(progress_fd)},
+        pass_fds=(progress_fd,),
+        cwd=job.parent,
+    )
 
 
 class Supervisor:
@@ -64,7 +94,7 @@ class Supervisor:
         self.jobs = max(1, jobs)
         self.timeout_s = timeout_s
         self.listener = listener
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._children: set[Child] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
@@ -116,23 +146,33 @@ class Supervisor:
     def _run_child(self, name: str, job: Job) -> JobResult:
         folder = self.work_dir / "jobs"
         folder.mkdir(parents=True, exist_ok=True)
-        job_path = folder / f"{name}.json"
-        result_path = folder / f"{name}.result.json"
-        log_path = folder / f"{name}.log"
-        job_path.write_bytes(msgspec.json.encode(job))
-        result_path.unlink(missing_ok=True)
-        read_end, write_end = os.pipe()
+        files = _Files(folder, name)
+        files.job.write_bytes(msgspec.json.encode(job))
         start = time.monotonic()
+        stack = stack_of(job)
+        zygote = None if stack is None else find_zygote(stack, self._environment())
+        for spawn in (None if zygote is None else zygote.spawn, _start_anew):
+            if spawn is None:
+                continue
+            files.result.unlink(missing_ok=True)
+            try:
+                status = self._attend(name, spawn, files)
+            except ZygoteLost:
+                continue
+            return self._collect(name, status, files.result, files.log, start)
+        raise AssertionError("a new process is never a lost one")
+
+    def _attend(self, name: str, spawn: Callable[..., Child], files: _Files) -> int:
+        """Start a child and wait for its end; its exit status. Raises ``ZygoteLost``."""
+        read_end, write_end = os.pipe()
         try:
-            with log_path.open("wb") as log:
-                child = subprocess.Popen(
-                    [sys.executable, "-m", "converters.worker", str(job_path), str(result_path)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=self._environment(write_end),
-                    pass_fds=(write_end,),
-                    cwd=folder,
+            with files.log.open("wb") as log:
+                child = spawn(
+                    files.job,
+                    files.result,
+                    environment=self._environment(),
+                    log_fd=log.fileno(),
+                    progress_fd=write_end,
                 )
         except BaseException:
             os.close(read_end)
@@ -148,18 +188,21 @@ class Supervisor:
         )
         watcher.start()
         try:
-            child.wait(timeout=self.timeout_s)
+            status = child.wait(timeout=self.timeout_s)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-            raise self._error(
-                name, f"no result after {self.timeout_s:.0f} s", log_path, JobResult()
-            ) from None
+            detail = f"no result after {self.timeout_s:.0f} s"
+            raise self._error(name, detail, files.log, JobResult()) from None
         finally:
             watcher.join(timeout=5.0)
             with self._lock:
                 self._children.discard(child)
-        return self._collect(name, child.returncode, result_path, log_path, start)
+            if isinstance(child, Forked):
+                child.close()
+        if isinstance(child, Forked) and child.lost and not self._stopped:
+            raise ZygoteLost
+        return status
 
     def _collect(
         self, name: str, status: int, result_path: Path, log_path: Path, start: float
@@ -177,12 +220,11 @@ class Supervisor:
     def _error(self, name: str, detail: str, log: Path, result: JobResult) -> JobError:
         return JobError(name, ConversionError(f"{detail}; its log: {log}"), log, result)
 
-    def _environment(self, progress_fd: int) -> dict[str, str]:
+    def _environment(self) -> dict[str, str]:
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
         flatc = Path(sys.prefix) / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
         return {
             **os.environ,
-            "NEARFAR_PROGRESS_FD": str(progress_fd),
             "OMP_NUM_THREADS": threads,
             "PYTHONHASHSEED": "0",
             "CUDA_VISIBLE_DEVICES": "",
@@ -200,7 +242,7 @@ class Supervisor:
             ),
         }
 
-    def _watch(self, name: str, child: subprocess.Popen[bytes], read_end: int) -> None:
+    def _watch(self, name: str, child: Child, read_end: int) -> None:
         message, done, total = "starting", 0, 0
         buffer = b""
         os.set_blocking(read_end, False)

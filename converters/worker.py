@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -32,7 +33,7 @@ from converters.jobs import (
 )
 from edge_runtime.contract.errors import ConversionError, NearfarError
 
-__all__ = ["main", "report_progress"]
+__all__ = ["main", "report_progress", "work"]
 
 
 def report_progress(message: str, done: int = 0, total: int = 0) -> None:
@@ -80,9 +81,8 @@ def _run(job: Job) -> Answer:
     return run_files(job)
 
 
-def main() -> None:
-    """Run the job; always write a result file, also for an error."""
-    job_path, result_path = Path(sys.argv[1]), Path(sys.argv[2])
+def work(job_path: Path, result_path: Path) -> NoReturn:
+    """Run the job and end the process; always write a result file, also for an error."""
     warnings.simplefilter("ignore")
     start = time.monotonic()
     result = JobResult()
@@ -108,6 +108,11 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # some native libraries crash while they are torn down
+
+
+def main() -> NoReturn:
+    """``python -m converters.worker JOB.json RESULT.json``."""
+    work(Path(sys.argv[1]), Path(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 
 from converters.formats.coreml_weights import WEIGHTS, weight_key
 from converters.formats.float_region import arithmetic_region
+from converters.ranges import Histogram
 from converters.ready import ReadyModule
 from converters.worker import report_progress
 from edge_runtime.contract.errors import PrecisionRefused
@@ -66,6 +67,8 @@ def measure_ranges(function: Function, ready: ReadyModule) -> dict[str, Range]:
 
     interpreter = Interpreter(function)
     ranges: dict[str, Range] = {}
+    histograms: dict[str, Histogram] = {}
+    clipped = ready.ranges.kind != "minmax"
 
     def observe(name: str, value: Any) -> None:
         if not hasattr(value, "is_floating_point") or not value.is_floating_point():
@@ -75,11 +78,16 @@ def measure_ranges(function: Function, ready: ReadyModule) -> dict[str, Range]:
         if known is not None:
             low, high = min(low, known.low), max(high, known.high)
         ranges[name] = Range(low=low, high=high)
+        if clipped:
+            histograms.setdefault(name, Histogram()).observe(value.float().numpy())
 
     count = ready.calibration_count
     for index in range(count):
         report_progress("calibrating", index + 1, count)
         interpreter.run({ready.inputs[0].name: ready.calibration(index, index + 1)}, observe)
+    for name, histogram in histograms.items():
+        low, high = histogram.bounds(ready.ranges)
+        ranges[name] = Range(low=low, high=high)
     return ranges
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from converters.formats.float_region import arithmetic_region
+from converters.formats.observers import clipping
+from converters.ranges import RangeMethod
 
 __all__ = ["WEIGHT_FLOOR", "make_quantizer"]
 
@@ -19,8 +21,8 @@ WEIGHT_FLOOR = 2.0**-30
 _ACTIVATION_FLOOR = 2.0**-20
 
 
-def make_quantizer(wanted: Callable[[Any], bool]) -> Any:
-    """The quantizer; ``wanted`` says which nodes it may touch."""
+def make_quantizer(wanted: Callable[[Any], bool], ranges: RangeMethod) -> Any:
+    """The quantizer; ``wanted`` says which nodes it may touch, ``ranges`` how values span."""
     import torch
     from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as stock
     from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
@@ -31,7 +33,9 @@ def make_quantizer(wanted: Callable[[Any], bool]) -> Any:
         quant_min=-128,
         quant_max=127,
         qscheme=torch.per_tensor_affine,
-        observer_or_fake_quant_ctr=MinMaxObserver.with_args(eps=_ACTIVATION_FLOOR),
+        observer_or_fake_quant_ctr=clipping(MinMaxObserver, ranges).with_args(
+            eps=_ACTIVATION_FLOOR
+        ),
     )
     weight = QuantizationSpec(
         dtype=torch.int8,

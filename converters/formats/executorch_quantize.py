@@ -66,7 +66,7 @@ def quantize(
 
     kept_modules(inner_module(ready.module), keep)  # refuses names that there are not
     scope = _Scope(_inner_path(ready.module), keep)
-    prepared = prepare_pt2e(exported, make_quantizer(scope.wanted))
+    prepared = prepare_pt2e(exported, make_quantizer(scope.wanted, ready.ranges))
     chosen = _layer_weights(prepared)
     count = ready.calibration_count
     with torch.no_grad():

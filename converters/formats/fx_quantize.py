@@ -24,6 +24,8 @@ from converters.formats.inner import (
     kept_modules,
     replace_inner,
 )
+from converters.formats.observers import clipping
+from converters.ranges import RangeMethod
 from converters.ready import ReadyModule
 from converters.worker import report_progress
 from edge_runtime.contract.errors import PrecisionRefused, SourceError, UnsupportedOperator
@@ -78,7 +80,7 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
     final = _hide_final_activations(traced, ready)
     floats = tuple(prefix + name for name in keep)
     while True:  # ends: each round has fewer capped ReLUs
-        prepared = _prepare(copy.deepcopy(traced), example, floats)
+        prepared = _prepare(copy.deepcopy(traced), example, floats, ready.ranges)
         _calibrate(replace_inner(ready.module, prepared), ready)
         loose = _uncapped(prepared)
         if not loose:
@@ -201,7 +203,7 @@ def quantize_dynamic(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
     )
 
 
-def _prepare(traced: Any, example: Any, floats: tuple[str, ...]) -> Any:
+def _prepare(traced: Any, example: Any, floats: tuple[str, ...], method: RangeMethod) -> Any:
     from torch import (
         nn,
         per_channel_symmetric,
@@ -218,7 +220,8 @@ def _prepare(traced: Any, example: Any, floats: tuple[str, ...]) -> Any:
     from converters.rewrites.in_float import InFloat
 
     weights = {"dtype": qint8, "quant_min": -127, "quant_max": 127}
-    activation = MinMaxObserver.with_args(dtype=quint8, qscheme=per_tensor_affine)
+    observer = clipping(MinMaxObserver, method)
+    activation = observer.with_args(dtype=quint8, qscheme=per_tensor_affine)
     per_channel = QConfig(
         activation=activation,
         weight=PerChannelMinMaxObserver.with_args(

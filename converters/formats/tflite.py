@@ -54,7 +54,12 @@ class TFLiteBackend:
         if job.precision != "fp32":
             report_progress("quantizing")
             quantized = quantize(
-                data, job.precision, _inputs(ready), job.keep, post_processed=bool(job.in_graph)
+                data,
+                job.precision,
+                _inputs(ready),
+                job.keep,
+                post_processed=bool(job.in_graph),
+                method=ready.ranges,
             )
             data, kept = quantized.data, quantized.kept
             rewrites += quantized.rewrites

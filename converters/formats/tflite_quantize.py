@@ -15,6 +15,7 @@ from typing import Any
 from converters.formats.float_region import arithmetic_region
 from converters.formats.tflite_export import AROUND, NET
 from converters.formats.tflite_file import operator_names, read_model
+from converters.ranges import MINMAX, Histogram, RangeMethod
 from edge_runtime.contract.errors import ConversionError
 from edge_runtime.contract.manifest import Precision
 
@@ -49,10 +50,12 @@ def quantize(
     keep: tuple[str, ...],
     *,
     post_processed: bool,
+    method: RangeMethod = MINMAX,
 ) -> QuantizedFile:
     """Quantize a float file of ``export_float``.
 
-    ``inputs``: calibration inputs as the file takes them; used for int8 and a16w8.
+    ``inputs``: calibration inputs as the file takes them; used for int8 and a16w8, whose
+    ranges they set as ``method`` says (16 bits have levels enough: nothing is clipped).
     ``keep``: names of modules to leave in float. ``post_processed``: NMS or argmax follow
     the net. Raises ``ConversionError`` when the quantizer gives up.
     """
@@ -68,7 +71,12 @@ def quantize(
         named = {"statistics_in_float": computed, "final_activation_in_float": final}
         rewrites = tuple(name for name, found in named.items() if found)
     _leave_in_float(worker, scopes)
-    ranges = _ranges(data, worker, inputs) if precision in _STATIC else None
+    ranges = None
+    if precision in _STATIC:
+        values = list(inputs)
+        ranges = _ranges(data, worker, values)
+        if precision == "int8" and method.kind != "minmax":
+            _clip(ranges, data, values, method)
     result = worker.quantize(ranges, enable_progress_report=False).quantized_model
     if not result:
         raise ConversionError("ai-edge-quantizer gave no model: report this model")
@@ -247,3 +255,39 @@ def _ranges(data: bytes, worker: Any, inputs: Iterable[Any]) -> Any:
     # Calibrator wants the recipe manager, which Quantizer keeps to itself.
     ranges.calibrate({signature.signatureKey.decode(): dataset}, worker._recipe_manager)
     return ranges.get_model_qsvs()
+
+
+def _clip(ranges: Any, data: bytes, inputs: Iterable[Any], method: RangeMethod) -> None:
+    """Narrow the measured range of every activation; weights keep theirs."""
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=data,
+        num_threads=1,
+        experimental_preserve_all_tensors=True,
+        # A delegate computes inside what could not be read.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+    )
+    interpreter.allocate_tensors()
+    model = read_model(data)
+    (graph,) = model.subgraphs
+    computed = {index for operator in graph.operators for index in operator.outputs}
+    computed |= set(graph.inputs)
+    names = {
+        detail["index"]: detail["name"]
+        for detail in interpreter.get_tensor_details()
+        if detail["index"] in computed
+        and detail["dtype"] is np.float32
+        and detail["name"] in ranges
+    }
+    histograms = {name: Histogram() for name in names.values()}
+    (source,) = interpreter.get_input_details()
+    for values in inputs:
+        interpreter.set_tensor(source["index"], values)
+        interpreter.invoke()
+        for index, name in names.items():
+            histograms[name].observe(interpreter.get_tensor(index))
+    for name, histogram in histograms.items():
+        for bound, value in zip(("min", "max"), histogram.bounds(method), strict=True):
+            ranges[name][bound] = np.full_like(ranges[name][bound], value)
