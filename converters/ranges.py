@@ -91,15 +91,15 @@ class Histogram:
         self._zeros += int(values.size) - int(flat.size)
         if not flat.size:
             return
-        self._cover(float(flat.min()), float(flat.max()))
+        # Zero is in every range that 8 bits span, and so always an edge of a bin.
+        self._cover(min(float(flat.min()), 0.0), max(float(flat.max()), 0.0))
         index = np.floor(flat / self._width).astype(np.int64) - self._first
         self._counts += np.bincount(index, minlength=len(self._counts))
 
     def _cover(self, low: float, high: float) -> None:
         """Make room for values from ``low`` to ``high``."""
         if not self._width:
-            span = max(high - low, abs(high), abs(low)) or 1.0
-            self._width = 2.0 ** math.ceil(math.log2(span / (_BINS / 2)))
+            self._width = 2.0 ** math.ceil(math.log2((high - low) / (_BINS / 2)))
             self._first = math.floor(low / self._width)
         while True:
             first = min(math.floor(low / self._width), self._first)
