@@ -18,7 +18,7 @@ def clipping(observer: Any, method: RangeMethod) -> Any:
         return observer
     import torch
 
-    class Clipping(observer):  # type: ignore[misc]
+    class Clipping(observer):
         """Gathers a histogram beside the minimum and maximum."""
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
