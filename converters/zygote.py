@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -99,18 +99,19 @@ class Forked:
 
 
 class Zygote:
-    """One process with a stack's libraries in memory."""
+    """One process with ``modules`` imported, in that order."""
 
-    def __init__(self, stack: str, environment: Mapping[str, str]) -> None:
+    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ready = False
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "converters.zygote", stack, str(theirs.fileno())],
+                [sys.executable, "-m", "converters.zygote", str(theirs.fileno()), *modules],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=dict(environment),
+                # OpenBLAS, in numpy, starts its threads when it is imported.
+                env={**environment, "OPENBLAS_NUM_THREADS": "1"},
                 pass_fds=(theirs.fileno(),),
             )
         finally:
@@ -179,7 +180,7 @@ def find_zygote(stack: str, environment: Mapping[str, str]) -> Zygote | None:
     with _zygotes_lock:
         known = _zygotes.get(key)
         if known is None:
-            known = _zygotes[key] = Zygote(stack, environment)
+            known = _zygotes[key] = Zygote(PRELOADED[stack], environment)
         return known if known.alive else None  # it would end again, for the same reason
 
 
@@ -277,11 +278,11 @@ def _threads() -> int:
 
 
 def main() -> NoReturn:
-    """``python -m converters.zygote STACK CONTROL_FD``."""
-    stack, control = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
+    """``python -m converters.zygote CONTROL_FD MODULE...``."""
+    control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
     warnings.simplefilter("ignore")
-    for name in PRELOADED[stack]:
+    for name in sys.argv[2:]:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     if _threads() != 1:

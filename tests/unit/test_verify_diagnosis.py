@@ -124,6 +124,19 @@ def test_photos_with_wide_values_are_not_taken_for_noise() -> None:
     assert judge_ranges(table) == []
 
 
+def test_one_tensor_that_many_photos_stretch_to_the_range_of_noise_is_chance() -> None:
+    """Measured: 500 photos calibrated, 48 judge; two others are far from noise."""
+    table = [
+        RangeRow("input", (-2.11, 2.65), (-2.12, 2.64), 70.0, {"uniform": (-2.12, 2.64)}, LIMITS),
+        RangeRow("relu", (0.0, 15.59), (0.0, 12.6), 120.0, {"uniform": (0.0, 15.83)}),
+        RangeRow("relu_1", (0.0, 13.71), (0.0, 8.9), 120.0, {"uniform": (0.0, 8.79)}),
+        RangeRow("relu_2", (0.0, 31.83), (0.0, 19.9), 120.0, {"uniform": (0.0, 19.22)}),
+    ]
+    assert judge_ranges(table) == []
+    (finding,) = judge_ranges(table[:2])
+    assert finding.name == "noise-calibration"
+
+
 @given(st.floats(min_value=0.06, max_value=1.0), st.floats(min_value=20.0, max_value=120.0))
 def test_ranges_of_paler_images_are_never_those_of_noise(factor: float, clip_db: float) -> None:
     declared = [(factor * low, factor * high) for low, high in REAL]
