@@ -7,6 +7,7 @@ nothing but the commands that need it.
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -79,8 +80,10 @@ def nearfar() -> None:
 def main() -> None:
     """Entry point: a ``NearfarError`` becomes one line, never a traceback.
 
-    Exit status 2, or 3 when a backend is not installed.
+    Exit status 2, or 3 when a backend is not installed. SIGTERM ends a command as Ctrl-C
+    does, with its temporary files removed and its children stopped; exit status 143.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         nearfar(prog_name="nearfar")
     except NearfarError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,3 +140,31 @@ def test_libraries_that_start_threads_are_not_forked(
         result = supervisor.run_all([("one", _refused(tmp_path))])[0]
         assert isinstance(result, JobError)
         assert result.cause.code == "precision_refused"
+
+
+def test_a_terminated_conversion_leaves_no_file_and_no_process(tmp_path: Path) -> None:
+    """As a CI server ends a job: SIGTERM, to the command alone."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edge_runtime", "convert", "zoo:digits-small", "--to", "tflite",
+         "--precision", "fp32", "-o", str(tmp_path / "out.bundle"), "--quiet"],
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )  # fmt: skip
+    try:
+        _until(lambda: any(scratch.glob("nearfar-convert-*/jobs/*.json")), 60)
+        children = _children(process.pid)
+        assert children
+        process.terminate()
+        assert process.wait(30) == 143
+    finally:
+        process.kill()
+        process.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
+    assert list(scratch.iterdir()) == []
+    _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
