@@ -237,7 +237,10 @@ def _range_rows(reference: Reference, values: Sequence[Value]) -> list[RangeRow]
                     declared=spread.declared,
                     real=(spread.low, spread.high),
                     clip_db=spread.clip_db,
-                    noise=noises.get(name, {}),
+                    noise={
+                        kind: (max(low, 0.0) if spread.declared[0] == 0.0 else low, high)
+                        for kind, (low, high) in noises.get(name, {}).items()
+                    },
                     limits=limits if name == next(iter(first)) else None,
                 )
             )

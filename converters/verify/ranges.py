@@ -63,7 +63,9 @@ class Spread:
     lost: float = 0.0
 
     def add(self, value: Array) -> None:
-        """One input's value."""
+        """One input's value. A range from 0 on is that of a ReLU, which the node may lack."""
+        if self.declared[0] == 0.0:
+            value = np.maximum(value, 0.0)
         self.low = min(self.low, float(value.min()))
         self.high = max(self.high, float(value.max()))
         outside = value - np.clip(value, *self.declared)

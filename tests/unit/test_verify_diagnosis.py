@@ -63,6 +63,12 @@ def test_clipped_energy_is_exact() -> None:
     assert Spread((0.0, 0.0)).clip_db == 120.0
 
 
+def test_a_range_from_zero_on_is_a_relus_and_clips_nothing_below() -> None:
+    spread = Spread((0.0, 4.0))
+    spread.add(np.array([-5.0, 1.0, 3.0], np.float32))
+    assert (spread.low, spread.high, spread.clip_db) == (0.0, 3.0, 120.0)
+
+
 def test_values_are_matched_by_order_where_shapes_repeat_and_despite_clipping() -> None:
     nodes = {"input": RNG.normal(size=(1, 3, 8, 8)).astype(np.float32)}
     for number in range(4):
@@ -241,6 +247,7 @@ def run(net: nn.Module, image: torch.Tensor = IMAGE) -> np.ndarray:
         return np.asarray(net.eval()(image).numpy())
 
 
+@pytest.mark.slow
 def test_lost_shift_is_what_optimize_for_mobile_makes_of_an_unfrozen_trace() -> None:
     from torch.utils.mobile_optimizer import optimize_for_mobile
 
@@ -252,6 +259,7 @@ def test_lost_shift_is_what_optimize_for_mobile_makes_of_an_unfrozen_trace() -> 
     assert np.abs(run(net) - broken).max() > 0.1
 
 
+@pytest.mark.slow
 def test_lost_shift_is_told_by_inner_values_and_needs_a_convolution_without_bias() -> None:
     net = Net().eval()
     sound = torch.relu(net.norm(net.first(IMAGE))).detach().numpy()
@@ -270,6 +278,7 @@ def test_batch_statistics_are_those_of_training_mode() -> None:
     assert np.abs(statistics - training).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_one_sided_padding_made_symmetric_and_the_reverse() -> None:
     (symmetric,) = answers(Net(pad="end"))["padding"]
     assert np.abs(symmetric - run(Net(pad="same"))).max() < 1e-5
@@ -278,6 +287,7 @@ def test_one_sided_padding_made_symmetric_and_the_reverse() -> None:
     assert np.abs(run(Net(pad="end")) - run(Net(pad="same"))).max() > 0.1
 
 
+@pytest.mark.slow
 def test_reference_keeps_every_value_and_its_range_on_noise() -> None:
     record = ReferenceRecord(
         task=ClassificationTask(classes=2),

@@ -73,6 +73,7 @@ def test_a_scan_that_is_not_there_is_refused(index: int) -> None:
         split(index)
 
 
+@pytest.mark.slow
 def test_no_scan_is_in_two_splits_by_content() -> None:
     scans, _ = load_scans()
     seen = {name: {scans[index].tobytes() for index in indices(name)} for name in SPLITS}
@@ -92,6 +93,7 @@ def test_splits_have_their_sizes_and_every_digit() -> None:
         assert set(digits[indices(name)]) == set(range(10))
 
 
+@pytest.mark.slow
 def test_one_seed_gives_the_same_bytes_here_and_in_another_process() -> None:
     scans, _ = load_scans()
     photos = [render(scans[index], photo_seed(index)) for index in range(5)]
@@ -107,6 +109,7 @@ def test_two_copies_of_a_scan_are_two_photos() -> None:
     assert render(scans[0], photo_seed(0)) != render(scans[0], photo_seed(0, copy=1))
 
 
+@pytest.mark.slow
 def test_photos_cost_what_a_small_upload_costs() -> None:
     scans, _ = load_scans()
     for index in [*indices("test")[::6], *indices("calib")[::4]]:
