@@ -20,7 +20,7 @@ from converters.jobs import LayerFinding, LayersJob, LayersResult
 from converters.report.records import LayerRow
 from converters.verify.causes import Reference, find_causes
 from converters.verify.run_files import Inputs, load_reference
-from converters.verify.values import READERS, Value, as_reference
+from converters.verify.values import READERS, Value, as_reference, sampled
 from converters.worker import report_progress
 from edge_runtime.contract.errors import NearfarError
 
@@ -149,20 +149,26 @@ def _match(
     by_size: dict[int, list[Array]] = {}
     for value in values:
         by_size.setdefault(value.array.size, []).append(value.array)
+    few: dict[tuple[int, tuple[int, ...]], Array] = {}
     rows: list[LayerRow] = []
     pairs: list[tuple[Array, Array]] = []
     for layer in layers:
         best: tuple[float, Array, Array] | None = None
         for exact in layer.values:
+            exact_few = sampled(exact)
             for array in by_size.get(exact.size, []):
                 other = as_reference(array, exact.shape)
                 if other is None:
                     continue
-                ratio = _ratio_db(exact, other)
+                key = id(array), exact.shape
+                if key not in few:
+                    few[key] = sampled(other)
+                ratio = _ratio_db(exact_few, few[key])
                 if best is None or ratio > best[0]:
                     best = (ratio, exact, other)
         if best is not None:
-            rows.append(LayerRow(name=layer.name, op=layer.op, sqnr_db=round(best[0], 2)))
+            ratio = _ratio_db(best[1], best[2])
+            rows.append(LayerRow(name=layer.name, op=layer.op, sqnr_db=round(ratio, 2)))
             pairs.append((best[1], best[2]))
     return rows, pairs
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.verify.figures import Finding
-from converters.verify.values import Value, as_reference
+from converters.verify.values import Value, as_reference, sampled
 
 __all__ = ["Bounds", "RangeRow", "Spread", "judge_ranges", "match_values"]
 
@@ -105,11 +105,16 @@ def match_values(values: Sequence[Value], nodes: Mapping[str, Array]) -> list[li
     """
     names = list(nodes)
     score = np.zeros((len(values), len(names)))
+    few = [sampled(node) for node in nodes.values()]
     for row, value in enumerate(values):
-        for place, name in enumerate(names):
-            other = as_reference(value.array, nodes[name].shape)
-            if other is not None:
-                score[row, place] = _correlation(nodes[name], other)
+        same: dict[tuple[int, ...], Array | None] = {}
+        for place, node in enumerate(nodes.values()):
+            if node.shape not in same:
+                other = as_reference(value.array, node.shape)
+                same[node.shape] = None if other is None else sampled(other)
+            chosen_few = same[node.shape]
+            if chosen_few is not None:
+                score[row, place] = _correlation(few[place], chosen_few)
     score[score < _LEAST_CORRELATION] = 0.0
     chosen = _align(score)
     found: list[list[str]] = []
