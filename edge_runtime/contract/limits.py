@@ -70,6 +70,30 @@ MAX_BODY_IDLE_MS: Final = 10_000
 MAX_HEADER_BLOCK_MS: Final = 10_000
 """From the first byte of a request to the end of its headers. The connection is closed."""
 
+# Open Inference Protocol --------------------------------------------------------
+MAX_INFER_BYTES: Final = 64 * 2**20
+"""The body of one inference request, unpacked where it came compressed. ``ImageTooLarge``."""
+MAX_UNPACKED_BYTES: Final = 16 * 2**20
+"""A compressed body once unpacked: small uploads must not become much memory.
+``ImageTooLarge``."""
+MAX_INFER_JSON_BYTES: Final = 8 * 2**20
+"""The JSON of one request, tensors in it included. Reading it stops all other requests.
+``LimitExceeded``."""
+MAX_INFER_ROWS: Final = 64
+"""Images, seeds or tensors of one inference request. ``LimitExceeded``."""
+MAX_INFER_PARAMETERS: Final = 64
+"""Parameters of one request, input or output. ``WireError``."""
+MAX_INFER_ID_CHARS: Final = 256
+"""The ``id`` that an answer repeats. ``WireError``."""
+MAX_INFER_JSON_NUMBERS: Final = 2**18
+"""Numbers of one answer in JSON; as binary data there may be more. ``LimitExceeded``."""
+MAX_INFER_ANSWER_BYTES: Final = 64 * 2**20
+"""Output tensors of one answer. ``LimitExceeded``."""
+MAX_CONTROL_BODY_BYTES: Final = 64 * 1024
+"""The body of a repository request. ``LimitExceeded``."""
+DEFAULT_INFER_DEADLINE_MS: Final = 60_000
+"""Of a request that names none: how long the protocol's own clients wait for an answer."""
+
 # Models to convert --------------------------------------------------------------
 MAX_WEIGHTS_BYTES: Final = 4 * 2**30
 """A file of trained weights, unpacked: a billion numbers in 32 bits. ``SourceError``."""

@@ -94,6 +94,7 @@ def _record(
     services.telemetry.request_answered(trace.route, status, now_s - trace.arrived_s)
     if trace.code is not None:
         services.telemetry.error_answered(trace.code)
+    _count_inference(services, trace, status, now_s)
     fields: dict[str, object] = {
         "request_id": trace.request_id,
         "method": request.method,
@@ -115,6 +116,19 @@ def _record(
     if trace.principal is not None:
         fields |= {"tenant": trace.principal.tenant, "key": trace.principal.key_id}
     log_event("request", fields)
+
+
+def _count_inference(services: Services, trace: Trace, status: int, now_s: float) -> None:
+    """Only requests to run a model carry one in their trace."""
+    if trace.model is None:
+        return
+    total_ms = (now_s - trace.arrived_s) * 1e3
+    if status < 400:
+        services.telemetry.inference_answered(
+            trace.model, total_ms, trace.queue_ms or 0.0, trace.inference_ms or 0.0
+        )
+    else:
+        services.telemetry.inference_failed(trace.model, trace.code, total_ms)
 
 
 def _rounded(value_ms: float | None) -> float | None:
