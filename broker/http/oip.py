@@ -24,7 +24,9 @@ __all__ = [
     "model_metadata",
     "model_ready",
     "model_statistics",
-    "not_offered",
+    "no_logging",
+    "no_shared_memory",
+    "no_tracing",
     "ready",
     "server_metadata",
 ]
@@ -37,14 +39,6 @@ _EXTENSIONS: Final = (
     "statistics",
     "binary_tensor_data",
 )
-_NOT_OFFERED: Final = {
-    "oip_logging": "the server does not support the logging extension: set what the broker "
-    "logs where it is started",
-    "oip_trace": "the server does not support tracing: answers carry Server-Timing",
-    "oip_model_trace": "the server does not support tracing: answers carry Server-Timing",
-    "oip_shared_memory": "the server does not support shared memory: send and take tensors in "
-    "the body",
-}
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -110,17 +104,29 @@ async def all_statistics(request: web.Request) -> web.Response:
     return _json(services.telemetry.statistics.document(served))
 
 
-async def not_offered(request: web.Request) -> web.Response:
-    """An extension of Triton's that is not here: 501, as Triton without it says."""
+async def no_logging(request: web.Request) -> web.Response:
+    """``/v2/logging``: 501, as a Triton without the extension says."""
+    return _not_offered(request, "logging settings: say what to log where the broker is started")
+
+
+async def no_tracing(request: web.Request) -> web.Response:
+    """``/v2/trace/setting`` and that of a model: 501."""
+    return _not_offered(request, "tracing: each answer carries Server-Timing")
+
+
+async def no_shared_memory(request: web.Request) -> web.Response:
+    """``/v2/systemsharedmemory/...`` and ``/v2/cudasharedmemory/...``: 501."""
+    return _not_offered(request, "shared memory: send and take tensors in the body")
+
+
+def _not_offered(request: web.Request, what: str) -> web.Response:
     trace = request[TRACE]
     trace.code = "not_offered"
-    route = request.match_info.route.resource
-    name = route.name if route is not None else None
     return problem_response(
         path=request.path,
         status=501,
         code=trace.code,
-        detail=_NOT_OFFERED[name or "oip_trace"],
+        detail=f"the server does not support {what}",
         retryable=False,
         request_id=trace.request_id,
     )

@@ -60,11 +60,13 @@ def add_routes(router: web.UrlDispatcher) -> None:
     )
     for path, handler, name in posts:
         router.add_post(path, handler, name=name, expect_handler=defer_continue)
-    for path, name in (
-        ("/v2/logging", "oip_logging"),
-        ("/v2/trace/setting", "oip_trace"),
-        (f"/v2/models/{_NAME}/trace/setting", "oip_model_trace"),
-        ("/v2/{memory:systemsharedmemory|cudasharedmemory}/{rest:.+}", "oip_shared_memory"),
-    ):
-        router.add_get(path, oip.not_offered, name=name, expect_handler=defer_continue)
-        router.add_post(path, oip.not_offered, expect_handler=defer_continue)
+    absent = (
+        ("/v2/logging", oip.no_logging, "logging"),
+        ("/v2/trace/setting", oip.no_tracing, "trace"),
+        (f"/v2/models/{_NAME}/trace/setting", oip.no_tracing, "model_trace"),
+        ("/v2/systemsharedmemory/{rest:.+}", oip.no_shared_memory, "system_memory"),
+        ("/v2/cudasharedmemory/{rest:.+}", oip.no_shared_memory, "cuda_memory"),
+    )
+    for path, handler, name in absent:
+        router.add_get(path, handler, name=f"oip_{name}", expect_handler=defer_continue)
+        router.add_post(path, handler, name=f"oip_set_{name}", expect_handler=defer_continue)
