@@ -6,9 +6,13 @@ import asyncio
 import base64
 import gzip
 import json
+import os
 import random
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -233,6 +237,20 @@ async def test_more_rows_than_a_batch_holds_are_answered_in_order(broker: Runnin
     assert close(scores_of(await infer(broker.url, body, headers)), array)
 
 
+async def test_a_request_that_the_queue_cannot_hold_is_refused_whole(tmp_path: Path):
+    async with broker_here(shared_servable(), max_queue=4) as running:
+        key = running.services.repository.get("tiny").key
+        body, headers, _ = tensor_request(rows=5)
+        reply = await infer(running.url, body, headers)
+        assert reply.status == 503
+        assert "4 requests wait already" in reply.json["error"]
+        assert int(reply.headers["Retry-After"]) >= 1
+        assert running.services.scheduler.queued(key) == 0
+        assert running.services.scheduler._upload_bytes == 0
+        body, headers, array = tensor_request(rows=4)
+        assert close(scores_of(await infer(running.url, body, headers)), array)
+
+
 async def test_deadlines_of_header_and_timeout(broker: RunningBroker):
     body, headers, array = tensor_request(parameters={"timeout": 30_000_000})
     for header in ({}, {"X-Deadline-Ms": "20000"}, {"X-Deadline-Ms": "600000"}):
@@ -344,3 +362,26 @@ async def test_models_out_of_service_are_out_of_every_route(broker: RunningBroke
     finally:
         repository.restore("tiny")
     assert (await predict(broker.url, images.png())).status == 200
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_examples_of_the_documentation_work(broker: RunningBroker, tmp_path: Path):
+    (tmp_path / "photo.jpg").write_bytes(images.jpeg())
+    text = (Path(__file__).parents[2] / "docs" / "oip.md").read_text()
+    ((shell,), (python,)) = (
+        re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("sh", "python")
+    )
+    address = broker.url.removeprefix("http://")
+    python = python.replace("127.0.0.1:8080", address).replace("digits-large", "tiny")
+    environment = os.environ | {
+        "URL": broker.url, "MODEL": "tiny", "IMAGE": str(tmp_path / "photo.jpg"),
+    }  # fmt: skip
+    for command in (["bash", "-euc", shell], [sys.executable, "-c", python]):
+        done = await asyncio.to_thread(
+            subprocess.run, command, env=environment, cwd=tmp_path, capture_output=True,
+            text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "answer.bin").read_bytes().startswith(b'{"model_name":"tiny"')
+    direct = (await predict(broker.url, images.jpeg(), content_type="image/jpeg")).json
+    assert direct["predictions"][0]["label"] in done.stdout

@@ -345,6 +345,9 @@ def test_other_refusals(client: triton.InferenceServerClient):
     for arguments, text in refused:
         with pytest.raises(InferenceServerException, match=text):
             client.infer("tiny", **arguments)
+    half = tensor("images", random_images(1).astype(np.float16), "FP16", binary=False)
+    with pytest.raises(InferenceServerException, match="FP16 cannot be sent as JSON"):
+        client.infer("tiny", [half])
     shared = triton.InferInput("images", [1, 3, SIZE, SIZE], "FP32")
     shared.set_shared_memory("region", 12)
     with pytest.raises(InferenceServerException, match="shared memory is not offered"):
