@@ -125,6 +125,26 @@ class Telemetry:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
+    def inference_ended(
+        self,
+        model: ModelKey,
+        *,
+        status: int,
+        code: str | None,
+        total_ms: float,
+        queue_ms: float | None,
+        inference_ms: float | None,
+    ) -> None:
+        """A request to run a model got its answer, or the error of ``code``.
+
+        ``code`` None beside an error: its client left. ``queue_ms`` and ``inference_ms``: in the
+        queue and in its batch.
+        """
+        if status < 400:
+            self.statistics.answered(model, total_ms, queue_ms or 0.0, inference_ms or 0.0)
+        else:
+            self.statistics.failed(model, failure_reason(code), total_ms)
+
     def error_answered(self, code: str) -> None:
         """It was an error."""
         self._errors.labels(code).inc()
@@ -136,16 +156,6 @@ class Telemetry:
     def image_answered(self, model: str, queue_ms: float) -> None:
         """One image was answered after waiting so long for its batch."""
         self._queue_seconds.labels(model).observe(queue_ms / 1e3)
-
-    def inference_answered(
-        self, model: ModelKey, total_ms: float, queue_ms: float, inference_ms: float
-    ) -> None:
-        """A request for a model was answered: time in all, in the queue, in its batch."""
-        self.statistics.answered(model, total_ms, queue_ms, inference_ms)
-
-    def inference_failed(self, model: ModelKey, code: str | None, total_ms: float) -> None:
-        """A request for a model was not; ``code`` None: its client left."""
-        self.statistics.failed(model, failure_reason(code), total_ms)
 
     def malformed_request(self) -> None:
         """Something came that is no HTTP."""

@@ -28,11 +28,6 @@ def add_routes(router: web.UrlDispatcher) -> None:
         (f"/v2/models/{_NAME}/stats", oip.model_statistics, "oip_model_stats"),
         (f"/v2/models/{_NAME}/versions/{_VERSION}", oip.model_metadata, "oip_version"),
         (
-            f"/v2/models/{_NAME}/versions/{_VERSION}/ready",
-            oip.model_ready,
-            "oip_version_ready",
-        ),
-        (
             f"/v2/models/{_NAME}/versions/{_VERSION}/config",
             oip.model_config,
             "oip_version_config",
@@ -41,6 +36,11 @@ def add_routes(router: web.UrlDispatcher) -> None:
             f"/v2/models/{_NAME}/versions/{_VERSION}/stats",
             oip.model_statistics,
             "oip_version_stats",
+        ),
+        (
+            f"/v2/models/{_NAME}/versions/{_VERSION}/ready",
+            oip.model_ready,
+            "oip_version_ready",
         ),
         ("/metrics", metrics.metrics, "metrics"),
     )

@@ -1,8 +1,9 @@
 """What Triton counts of a model, under the names its clients and dashboards know.
 
 One request is one ``success`` or ``fail``; a row that was in a batch is an inference, also one
-whose image turned out broken there, and a batch one execution. Decoding and pre-processing run inside the model's process: their time is in
-``compute_infer``, and ``compute_input`` and ``compute_output`` stay 0.
+whose image turned out broken there, and a batch is one execution. Decoding and pre-processing
+run inside the model's process: their time is in ``compute_infer``, and ``compute_input`` and
+``compute_output`` stay 0.
 """
 
 from __future__ import annotations

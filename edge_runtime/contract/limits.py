@@ -52,24 +52,6 @@ MAX_HEADER_CHARS: Final = 1_024
 MAX_ANSWER_BYTES: Final = 32 * 2**20
 """What a device reads of one answer."""
 
-# Broker -----------------------------------------------------------------------
-MAX_BATCH: Final = 256
-MAX_QUEUE: Final = 4096
-MAX_KEYS_FILE_BYTES: Final = 2**20
-MAX_MODELS: Final = 256
-MAX_KEYS: Final = 4096
-MAX_CONNECTIONS: Final = 65_536
-MAX_BATCH_BYTES: Final = 64 * 2**20
-"""Encoded images of one batch together."""
-MAX_UPLOAD_BYTES_IN_FLIGHT: Final = 512 * 2**20
-"""Bodies announced or held at one time. ``Overloaded``."""
-MAX_BODY_MS: Final = 30_000
-"""Reading one body. ``UploadStalled``."""
-MAX_BODY_IDLE_MS: Final = 10_000
-"""Between two pieces of a body. ``UploadStalled``."""
-MAX_HEADER_BLOCK_MS: Final = 10_000
-"""From the first byte of a request to the end of its headers. The connection is closed."""
-
 # Open Inference Protocol --------------------------------------------------------
 MAX_INFER_BYTES: Final = 64 * 2**20
 """The body of one inference request, unpacked where it came compressed. ``ImageTooLarge``."""
@@ -93,6 +75,24 @@ MAX_CONTROL_BODY_BYTES: Final = 64 * 1024
 """The body of a repository request. ``LimitExceeded``."""
 DEFAULT_INFER_DEADLINE_MS: Final = 60_000
 """Of a request that names none: how long the protocol's own clients wait for an answer."""
+
+# Broker -----------------------------------------------------------------------
+MAX_BATCH: Final = 256
+MAX_QUEUE: Final = 4096
+MAX_KEYS_FILE_BYTES: Final = 2**20
+MAX_MODELS: Final = 256
+MAX_KEYS: Final = 4096
+MAX_CONNECTIONS: Final = 65_536
+MAX_BATCH_BYTES: Final = 64 * 2**20
+"""Encoded images of one batch together."""
+MAX_UPLOAD_BYTES_IN_FLIGHT: Final = 512 * 2**20
+"""Bodies announced or held at one time. ``Overloaded``."""
+MAX_BODY_MS: Final = 30_000
+"""Reading one body. ``UploadStalled``."""
+MAX_BODY_IDLE_MS: Final = 10_000
+"""Between two pieces of a body. ``UploadStalled``."""
+MAX_HEADER_BLOCK_MS: Final = 10_000
+"""From the first byte of a request to the end of its headers. The connection is closed."""
 
 # Models to convert --------------------------------------------------------------
 MAX_WEIGHTS_BYTES: Final = 4 * 2**30

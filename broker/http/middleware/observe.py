@@ -94,7 +94,15 @@ def _record(
     services.telemetry.request_answered(trace.route, status, now_s - trace.arrived_s)
     if trace.code is not None:
         services.telemetry.error_answered(trace.code)
-    _count_inference(services, trace, status, now_s)
+    if trace.model is not None:  # only requests to run a model carry one
+        services.telemetry.inference_ended(
+            trace.model,
+            status=status,
+            code=trace.code,
+            total_ms=(now_s - trace.arrived_s) * 1e3,
+            queue_ms=trace.queue_ms,
+            inference_ms=trace.inference_ms,
+        )
     fields: dict[str, object] = {
         "request_id": trace.request_id,
         "method": request.method,
@@ -116,19 +124,6 @@ def _record(
     if trace.principal is not None:
         fields |= {"tenant": trace.principal.tenant, "key": trace.principal.key_id}
     log_event("request", fields)
-
-
-def _count_inference(services: Services, trace: Trace, status: int, now_s: float) -> None:
-    """Only requests to run a model carry one in their trace."""
-    if trace.model is None:
-        return
-    total_ms = (now_s - trace.arrived_s) * 1e3
-    if status < 400:
-        services.telemetry.inference_answered(
-            trace.model, total_ms, trace.queue_ms or 0.0, trace.inference_ms or 0.0
-        )
-    else:
-        services.telemetry.inference_failed(trace.model, trace.code, total_ms)
 
 
 def _rounded(value_ms: float | None) -> float | None:
