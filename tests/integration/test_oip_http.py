@@ -281,6 +281,9 @@ async def test_who_leaves_gives_all_its_places_back(broker: RunningBroker):
     await until(lambda: broker.services.scheduler.queued(key) == 0)
     assert broker.services.scheduler._upload_bytes == 0
     hold.set()
+    metrics = (await request("GET", f"{broker.url}/metrics")).body.decode()
+    labels = '{model="tiny",version="1.0.0",reason="CANCELED"}'
+    assert f"nv_inference_request_failure{labels} 1\n" in metrics
     body, headers, array = tensor_request()
     assert close(scores_of(await infer(broker.url, body, headers)), array)
 

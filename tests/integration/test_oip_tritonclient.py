@@ -450,6 +450,16 @@ def test_a_model_leaves_service_and_comes_back(
     good = tensor("images", random_images(1), "FP32")
     ready = [{"name": "tiny", "version": "1.0.0", "state": "READY", "reason": ""}]
     with threaded.client() as client:
+        assert client.is_server_live()
+        for call in (
+            client.get_server_metadata,
+            client.get_model_repository_index,
+            lambda: client.infer("tiny", [good]),
+            lambda: client.unload_model("tiny"),
+        ):
+            with pytest.raises(InferenceServerException, match="API key is needed") as unknown:
+                call()
+            assert unknown.value.status() == "401"
         assert client.get_model_repository_index(headers=dict(plain)) == ready
         for control in (client.unload_model, client.load_model):
             with pytest.raises(InferenceServerException, match="no admin key") as refused:
