@@ -66,12 +66,12 @@ def wanted_outputs(interface: Interface, request: InferRequest, *, rows: int) ->
     numbers = rows * sum(
         math.prod(one.slot.row_shape)
         for one in wanted
-        if one.slot.place is not None and not one.binary and not one.classes
+        if one.slot.place is not None and (one.classes or not one.binary)
     )
     if numbers > limits.MAX_INFER_JSON_NUMBERS:
         raise LimitExceeded(
-            f"the outputs are {numbers} numbers, more than {limits.MAX_INFER_JSON_NUMBERS} in "
-            "JSON: set binary_data_output, or ask for fewer outputs"
+            f"the outputs are {numbers} numbers, more than {limits.MAX_INFER_JSON_NUMBERS} for "
+            "JSON or classification: set binary_data_output, or ask for fewer outputs"
         )
     return tuple(wanted)
 
@@ -100,19 +100,26 @@ def encode_infer(
     outputs: list[dict[str, Any]] = []
     tail: list[bytes] = []
     for one in wanted:
-        if one.slot.place is not None:
-            datatype, shape, values = _own_output(
-                servable, one, [answer.tensors[places.index(one.slot.place)] for answer in answers]
-            )
-        else:
-            assert one.slot.field is not None  # noqa: S101  # one of them is set
-            datatype = one.slot.datatype
+        own_rows: list[bytes] = []
+        datatype: Datatype = one.slot.datatype
+        values: Values = ()
+        if one.slot.field is not None:
             shape, values = _task_output(one.slot.field, [answer.encoded for answer in answers])
+        else:
+            assert one.slot.place is not None  # noqa: S101  # one of the two is set
+            at = places.index(one.slot.place)
+            own_rows = [answer.tensors[at] for answer in answers]
+            shape = [len(answers), *one.slot.row_shape]
+            if one.classes:
+                datatype, shape, values = _classified(servable, one, own_rows)
+            elif not one.binary:
+                values = _array(servable, one, own_rows)
         entry: dict[str, Any] = {"name": one.slot.name, "datatype": datatype, "shape": shape}
         if one.binary:
-            data = write_binary(datatype, values)
-            tail.append(data)
-            entry["parameters"] = {"binary_data_size": len(data)}
+            # The model's own numbers are in the format already.
+            parts = own_rows if own_rows and not one.classes else [write_binary(datatype, values)]
+            tail += parts
+            entry["parameters"] = {"binary_data_size": sum(map(len, parts))}
         elif one.slot.field in ("mask", "image"):
             entry["parameters"] = {"content_type": "base64"}
             entry["data"] = [base64.b64encode(picture).decode() for picture in values]
@@ -129,15 +136,16 @@ def encode_infer(
     return (b"".join((json, *tail)), len(json)) if tail else (json, None)
 
 
-def _own_output(
-    servable: OpenedServable, one: Wanted, rows: list[bytes]
-) -> tuple[Datatype, list[int], Values]:
+def _array(servable: OpenedServable, one: Wanted, rows: list[bytes]) -> NDArray[Any]:
     assert one.slot.place is not None  # noqa: S101
     spec = servable.manifest.model.outputs[one.slot.place]
-    array = np.concatenate([from_little_endian(row, spec) for row in rows])
-    if not one.classes:
-        return one.slot.datatype, list(array.shape), array
-    scores = array.reshape(len(rows), -1)
+    return np.concatenate([from_little_endian(row, spec) for row in rows])
+
+
+def _classified(
+    servable: OpenedServable, one: Wanted, rows: list[bytes]
+) -> tuple[Datatype, list[int], Values]:
+    scores = _array(servable, one, rows).reshape(len(rows), -1)
     labels = servable.labels if isinstance(servable.task, ClassificationTask) else ()
     if len(labels) != scores.shape[1]:
         labels = ()

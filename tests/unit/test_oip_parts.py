@@ -128,9 +128,11 @@ def test_an_answer_too_large_is_refused_before_it_is_made():
     interface = Interface(opened("image_to_image"))
     spec = interface.servable.manifest.model.outputs[0]
     rows = limits.MAX_INFER_JSON_NUMBERS // (spec.size_bytes // 4) + 1
-    with pytest.raises(LimitExceeded, match="in JSON"):
+    with pytest.raises(LimitExceeded, match="for JSON"):
         wanted_outputs(interface, request("image"), rows=rows)
     assert wanted_outputs(interface, request("image", binary=True), rows=rows)
+    with pytest.raises(LimitExceeded, match="classification"):
+        wanted_outputs(interface, request("image", binary=True, classification=1), rows=rows)
     rows = limits.MAX_INFER_ANSWER_BYTES // spec.size_bytes + 1
     with pytest.raises(LimitExceeded, match="ask for fewer outputs"):
         wanted_outputs(interface, request("image", binary=True), rows=rows)
