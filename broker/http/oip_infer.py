@@ -22,7 +22,7 @@ from broker.models.servable import OpenedServable
 from broker.oip.answers import encode_infer
 from broker.oip.compression import Coding, answer_coding, pack, request_coding, unpack
 from broker.oip.interface import Interface
-from broker.oip.message import HEADER_LENGTH, parse_header_length
+from broker.oip.message import HEADER_LENGTH, check_header_length, parse_header_length
 from broker.oip.rows import Asked, read_infer
 from broker.scheduling.admission import UploadRate
 from broker.scheduling.ticket import Answer, Ticket
@@ -55,7 +55,9 @@ async def infer(request: web.Request) -> web.Response:
     header_length = parse_header_length(single_header(request, HEADER_LENGTH))
     coding = request_coding(single_header(request, hdrs.CONTENT_ENCODING))
     answer_as = answer_coding(single_header(request, hdrs.ACCEPT_ENCODING))
-    bound_bytes = _bound_bytes(request, coding)
+    interface = Interface(servable)
+    most = _most_bytes(interface, header_length, coding)
+    bound_bytes = _bound_bytes(request, header_length, coding, most)
     said = single_header(request, DEADLINE_HEADER)
     deadline_ms = limits.DEFAULT_INFER_DEADLINE_MS if said is None else parse_deadline_ms(said)
     deadline_s = trace.arrived_s + deadline_ms / 1e3
@@ -66,10 +68,13 @@ async def infer(request: web.Request) -> web.Response:
             services.scheduler.admitted(servable.key, deadline_s, bound_bytes, upload_ms)
         )
         await send_continue(request)
-        body = await _receive(request, trace, coding, door)
+        body = await _receive(request, trace, door, most)
+        if coding is not None:
+            # In a thread however little came: it may become much.
+            body = await asyncio.to_thread(unpack, body, coding, most)
         rate.observe(trace.upload_bytes, trace.recv_ms or 0.0, trace.arrived_s)
         services.telemetry.body_read(trace.upload_bytes)
-        asked = read_infer(Interface(servable), body, header_length)
+        asked = read_infer(interface, body, header_length)
         del body  # its rows are copies
         tickets = [door]
         if asked.timeout_us is not None:
@@ -85,25 +90,36 @@ async def infer(request: web.Request) -> web.Response:
     return await _respond(servable, asked, answers, trace, answer_as)
 
 
-def _bound_bytes(request: web.Request, coding: Coding | None) -> int:
-    """The most memory this body can take, unpacked. Raises ``ImageTooLarge`` or ``WireError``."""
-    if not request.body_exists or request.content_length == 0:
-        raise WireError("the body is empty: send an inference request in it")
+def _most_bytes(interface: Interface, header_length: int | None, coding: Coding | None) -> int:
+    """The most bytes that a body of this kind can have, unpacked."""
+    most = limits.MAX_INFER_BYTES if coding is None else limits.MAX_UNPACKED_BYTES
+    if header_length is None:
+        return min(most, limits.MAX_INFER_JSON_BYTES)
+    if header_length == 0:
+        return min(most, max(limits.MAX_IMAGE_BYTES, interface.inputs[0].spec.size_bytes))
+    return most
+
+
+def _bound_bytes(
+    request: web.Request, header_length: int | None, coding: Coding | None, most: int
+) -> int:
+    """The most memory that this very body can take. Raises ``ImageTooLarge`` or ``WireError``."""
     sent_bytes = request.content_length
-    if sent_bytes is not None and sent_bytes > limits.MAX_INFER_BYTES:
-        raise _too_large()
-    if coding is None:
-        return limits.MAX_INFER_BYTES if sent_bytes is None else sent_bytes
-    if sent_bytes is not None and sent_bytes > limits.MAX_UNPACKED_BYTES:
-        raise _too_large()
-    most = limits.MAX_UNPACKED_BYTES if sent_bytes is None else sent_bytes * _DEFLATE_RATIO
-    return min(most, limits.MAX_UNPACKED_BYTES)
+    if not request.body_exists or sent_bytes == 0:
+        raise WireError("the body is empty: send an inference request in it")
+    if sent_bytes is None:
+        return most
+    if sent_bytes > most:
+        raise _too_large(most)
+    if coding is not None:
+        return min(most, sent_bytes * _DEFLATE_RATIO)
+    check_header_length(header_length, sent_bytes)
+    return sent_bytes
 
 
-def _too_large() -> ImageTooLarge:
+def _too_large(most: int) -> ImageTooLarge:
     return ImageTooLarge(
-        f"the body has more than {limits.MAX_INFER_BYTES} bytes, or {limits.MAX_UNPACKED_BYTES} "
-        "compressed: send fewer images at once"
+        f"the body has more than {most} bytes: send fewer images at once, tensors as binary data"
     )
 
 
@@ -113,23 +129,18 @@ def _upload_rate(request: web.Request) -> UploadRate:
     return protocol.upload_rate if isinstance(protocol, BrokerProtocol) else UploadRate()
 
 
-async def _receive(
-    request: web.Request, trace: Trace, coding: Coding | None, door: Ticket
-) -> bytes:
+async def _receive(request: web.Request, trace: Trace, door: Ticket, most: int) -> bytes:
     loop = asyncio.get_running_loop()
     started_s = loop.time()
     body = await read_body(
         request,
         max_bytes=door.upload_bytes,
-        too_large=_too_large,
+        too_large=lambda: _too_large(most),
         deadline_s=door.deadline_s,
     )
     trace.recv_ms = (loop.time() - started_s) * 1e3
     trace.upload_bytes = len(body)
-    if coding is None:
-        return body
-    # Not by how much came: a small body may become a large one.
-    return await asyncio.to_thread(unpack, body, coding, limits.MAX_UNPACKED_BYTES)
+    return body
 
 
 async def _run(

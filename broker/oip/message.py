@@ -22,6 +22,7 @@ __all__ = [
     "InferRequest",
     "RequestedOutput",
     "SentTensor",
+    "check_header_length",
     "decode_control",
     "output_options",
     "parse_header_length",
@@ -124,20 +125,26 @@ def parse_header_length(value: str | None) -> int | None:
     return int(value)
 
 
+def check_header_length(header_length: int | None, body_bytes: int) -> int:
+    """How much of a body is JSON. Raises ``WireError`` or ``LimitExceeded``."""
+    json_bytes = body_bytes if header_length is None else header_length
+    if json_bytes > body_bytes:
+        raise WireError(f"{HEADER_LENGTH} is {json_bytes} and the body has {body_bytes} bytes only")
+    if json_bytes > limits.MAX_INFER_JSON_BYTES:
+        raise LimitExceeded(
+            f"the JSON has more than {limits.MAX_INFER_JSON_BYTES} bytes: send tensors as "
+            "binary data"
+        )
+    return json_bytes
+
+
 def parse_infer(body: bytes, header_length: int | None) -> InferRequest:
     """Read a body that begins with JSON; ``header_length`` None: it is nothing else.
 
     Raises ``WireError`` on JSON that makes no sense, ``LimitExceeded`` on too much of it,
     and ``TensorError`` where binary data is not as long as the JSON says.
     """
-    json_bytes = len(body) if header_length is None else header_length
-    if json_bytes > len(body):
-        raise WireError(f"{HEADER_LENGTH} is {json_bytes} and the body has {len(body)} bytes only")
-    if json_bytes > limits.MAX_INFER_JSON_BYTES:
-        raise LimitExceeded(
-            f"the JSON has more than {limits.MAX_INFER_JSON_BYTES} bytes: send tensors as "
-            "binary data"
-        )
+    json_bytes = check_header_length(header_length, len(body))
     view = memoryview(body)
     message = _decode(view[:json_bytes])
     parameters = message.parameters or {}

@@ -178,6 +178,10 @@ async def test_a_bomb_is_refused(broker: RunningBroker):
 async def test_a_refusal_on_the_headers_costs_no_upload(broker: RunningBroker):
     cases = [
         (b"tiny", b"Content-Length: %d" % (limits.MAX_INFER_BYTES + 1), b"413"),
+        (b"tiny", b"Content-Length: %d" % (limits.MAX_INFER_JSON_BYTES + 1), b"413"),
+        (b"tiny", b"Content-Length: %d\r\n%s: 0" % (9 * 2**20, LENGTH.encode()), b"413"),
+        (b"tiny", b"Content-Length: %d\r\n%s: 99" % (65 * 2**20, LENGTH.encode()), b"413"),
+        (b"tiny", b"Content-Length: 100\r\n%s: 101" % LENGTH.encode(), b"400"),
         (b"none", b"Content-Length: 100", b"404"),
         (b"tiny", b"Content-Length: 100\r\nX-Deadline-Ms: 0", b"400"),
         (b"tiny", b"Content-Length: 100\r\n" + LENGTH.encode() + b": -1", b"400"),
