@@ -41,7 +41,7 @@ __all__ = ["infer"]
 _DEFLATE_RATIO: Final = 1032
 """The most that a byte of deflate can become (https://www.zlib.net/zlib_tech.html)."""
 _SMALL_BYTES: Final = 64 * 1024
-"""What is compressed or unpacked at once: a thread would cost more."""
+"""Of an answer that is compressed at once: a thread would cost more."""
 _WORTH_PACKING_BYTES: Final = 1024
 
 

@@ -100,7 +100,7 @@ def unpack_image(array: NDArray[np.float32], spec: TensorSpec) -> NDArray[np.flo
 
 
 def from_little_endian(data: bytes, spec: TensorSpec) -> NDArray[np.generic]:
-    """The tensor of ``spec`` whose numbers ``data`` holds in row-major order.
+    """The tensor of ``spec`` whose numbers ``data`` holds in row-major order; read-only.
 
     Raises ``TensorError`` when there are more or fewer bytes.
     """
@@ -110,8 +110,7 @@ def from_little_endian(data: bytes, spec: TensorSpec) -> NDArray[np.generic]:
             f"send {spec.dtype}{list(spec.shape)}"
         )
     stored = np.frombuffer(data, dtype=np.dtype(spec.dtype).newbyteorder("<"))
-    # A copy: the numbers of a buffer cannot be written to, which torch warns about.
-    return stored.astype(spec.dtype).reshape(spec.shape)
+    return stored.astype(spec.dtype, copy=False).reshape(spec.shape)
 
 
 def to_little_endian(array: NDArray[np.generic]) -> bytes:

@@ -53,5 +53,5 @@ async def cross_origin(request: web.Request, handler: Handler) -> web.StreamResp
         response = await handler(request)
         response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED_HEADERS
     response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*" if "*" in allowed else origin
-    response.headers[hdrs.VARY] = hdrs.ORIGIN
+    response.headers.add(hdrs.VARY, hdrs.ORIGIN)
     return response
