@@ -42,7 +42,7 @@ def values_of(datatype: str, count: int, seed: int) -> Any:
     return drawn
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.sampled_from(DATATYPES), shapes), min_size=1, max_size=3), st.data())
 def test_tensors_arrive_as_they_were_sent(kinds: list[tuple[Any, list[int]]], data: st.DataObject):
     inputs, tails, sent = [], [], []
@@ -136,7 +136,7 @@ def read_or_refuse(interface: Interface, body: bytes, length: int | None) -> Non
     assert status == 200 or 400 <= status < 500
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     st.sampled_from(GOOD),
     st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
@@ -160,7 +160,7 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(st.sampled_from([GOOD[2], GOOD[3]]), st.data())
 def test_a_request_with_other_parts_is_read_or_refused(
     good: tuple[Interface, bytes, int | None], data: st.DataObject
