@@ -146,9 +146,10 @@ def keys() -> None:
 @keys.command("add", epilog="Example: nearfar keys add --file keys.json --tenant acme")
 @_file_option
 @click.option("--tenant", required=True, help="Whose key it is: a-z 0-9 . _ -, 64 at most.")
-def add_key(path: Path, tenant: str) -> None:
+@click.option("--admin", is_flag=True, help="It may take models out of service and back.")
+def add_key(path: Path, tenant: str, admin: bool) -> None:
     """Make a key and print it, once: it cannot be shown again."""
-    key, text = KeyFile(path).add(tenant)
+    key, text = KeyFile(path).add(tenant, admin=admin)
     click.echo(text)
     click.echo(f"key {key.id} for {key.tenant} is in {path}; keep the line above", err=True)
 
@@ -156,9 +157,10 @@ def add_key(path: Path, tenant: str) -> None:
 @keys.command("list", epilog="Example: nearfar keys list --file keys.json")
 @_file_option
 def list_keys(path: Path) -> None:
-    """Print id, tenant and date of each key."""
+    """Print id, tenant and date of each key, and which are admin keys."""
     for key in KeyFile(path).read():
-        click.echo(f"{key.id}  {key.tenant}  {key.created:%Y-%m-%dT%H:%M:%SZ}")
+        admin = "  admin" if key.admin else ""
+        click.echo(f"{key.id}  {key.tenant}  {key.created:%Y-%m-%dT%H:%M:%SZ}{admin}")
 
 
 @keys.command("revoke", epilog="Example: nearfar keys revoke --file keys.json k3v9x0a2b7qz")

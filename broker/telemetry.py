@@ -6,6 +6,8 @@ tenant, a key, an address or anything of an image.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -17,6 +19,7 @@ from prometheus_client import (
 
 from broker.executors.base import Executor
 from broker.models.servable import ModelKey
+from broker.oip.statistics import Statistics, failure_reason
 from broker.scheduling.scheduler import Scheduler
 
 __all__ = ["METRICS_CONTENT_TYPE", "Telemetry"]
@@ -32,6 +35,9 @@ class Telemetry:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.statistics = Statistics()
+        self._models: tuple[ModelKey, ...] = ()
+        self._pending: Callable[[ModelKey], int] = lambda _: 0
         self._requests = Counter(
             "nearfar_requests",
             "Requests answered, by route and HTTP status.",
@@ -95,6 +101,7 @@ class Telemetry:
 
     def watch(self, scheduler: Scheduler, executor: Executor, models: tuple[ModelKey, ...]) -> None:
         """Show what these say of themselves, asked at every scrape."""
+        self._models, self._pending = models, scheduler.queued
         queued = Gauge(
             "nearfar_queued", "Requests that upload or wait.", ("model",), registry=self.registry
         )
@@ -117,6 +124,26 @@ class Telemetry:
         """One answer went out."""
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
+
+    def inference_ended(
+        self,
+        model: ModelKey,
+        *,
+        status: int,
+        code: str | None,
+        total_ms: float,
+        queue_ms: float | None,
+        inference_ms: float | None,
+    ) -> None:
+        """A request to run a model got its answer, or the error of ``code``.
+
+        ``code`` None beside an error: its client left. ``queue_ms`` and ``inference_ms``: in the
+        queue and in its batch.
+        """
+        if status < 400:
+            self.statistics.answered(model, total_ms, queue_ms or 0.0, inference_ms or 0.0)
+        else:
+            self.statistics.failed(model, failure_reason(code), total_ms)
 
     def error_answered(self, code: str) -> None:
         """It was an error."""
@@ -144,6 +171,7 @@ class Telemetry:
         """A batch came back."""
         self._batch_images.labels(model.name).observe(images)
         self._batch_seconds.labels(model.name).observe(duration_ms / 1e3)
+        self.statistics.batch_ran(model, images, duration_ms)
 
     def batch_lost(self, model: ModelKey, images: int) -> None:
         """A batch failed as a whole."""
@@ -154,5 +182,6 @@ class Telemetry:
         self._dropped.labels(model.name).inc()
 
     def exposition(self) -> bytes:
-        """All metrics in the Prometheus text format."""
-        return generate_latest(self.registry)
+        """All metrics in the Prometheus text format, Triton's names after ours."""
+        ours = generate_latest(self.registry)
+        return ours + self.statistics.exposition(self._models, self._pending)

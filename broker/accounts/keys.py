@@ -41,7 +41,9 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Tenant = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$(?!\n)")]
 
 
-class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ApiKey(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """One key as stored: the secret itself is nowhere."""
 
     id: KeyId
@@ -49,6 +51,8 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tenant: Tenant
     created: datetime
     """UTC."""
+    admin: bool = False
+    """May take models out of service and put them back."""
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,6 +66,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     tenant: str
     key_id: str
+    admin: bool = False
 
 
 class KeyFile:
@@ -91,7 +96,7 @@ class KeyFile:
             raise ConfigError(f"{self.path} holds one key id twice: revoke and add it again")
         return document.keys
 
-    def add(self, tenant: str) -> tuple[ApiKey, str]:
+    def add(self, tenant: str, *, admin: bool = False) -> tuple[ApiKey, str]:
         """Make a key, store its hash, and return it with its text, which is shown once.
 
         Raises ``ConfigError`` on a tenant that is no plain lower-case name.
@@ -104,6 +109,7 @@ class KeyFile:
                     "secret_sha256": _sha256(secret),
                     "tenant": tenant,
                     "created": datetime.now(UTC).replace(microsecond=0),
+                    "admin": admin,
                 },
                 ApiKey,
             )
@@ -203,7 +209,7 @@ class KeyRing:
         matches = hmac.compare_digest(_sha256(match[2]), expected)
         if key is None or not matches:
             raise Unauthorized(_REFUSED)
-        return Principal(tenant=key.tenant, key_id=key.id)
+        return Principal(tenant=key.tenant, key_id=key.id, admin=key.admin)
 
     def _follow(self) -> None:
         now_s = self._clock()

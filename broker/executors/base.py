@@ -25,6 +25,8 @@ __all__ = [
     "Executor",
     "ExecutorOptions",
     "ExecutorStats",
+    "Outcome",
+    "TensorAnswer",
     "create_executor",
 ]
 
@@ -38,19 +40,44 @@ class BatchItem(msgspec.Struct, frozen=True, array_like=True):
     """One request of a batch, and how it wants its answer."""
 
     body: bytes
-    """The encoded image, or for a model that generates a ``SeedRequest`` as JSON."""
+    """The encoded image, or for a model that generates a ``SeedRequest`` as JSON; with
+    ``tensor`` what goes into the model."""
     top_k: int | None = None
     """None: the task's."""
     media_type: PictureType = "image/png"
     """Of an answer that is an image."""
     colored: bool = False
     """Give a mask a palette."""
+    tensor: bool = False
+    """``body`` is one row of the model's input as its manifest records it, little-endian: its
+    size was checked, and no pre-processing follows."""
+    outputs: tuple[int, ...] | None = None
+    """Which of the model's outputs to give as they are, by their place in the manifest; None:
+    the answer of the task and nothing else."""
+    output_bytes: int = 0
+    """What those outputs take together."""
+    answered: bool = True
+    """Give the answer of the task beside them."""
+
+
+class TensorAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """One request's outputs as the model gave them."""
+
+    tensors: tuple[bytes, ...]
+    """One for each place in ``BatchItem.outputs``: one row, in the dtype, shape and axis order
+    of the manifest, little-endian."""
+    answer: EncodedAnswer | None
+    """None: it was not asked for."""
+
+
+Outcome = EncodedAnswer | TensorAnswer | NearfarError
+"""Of one request: ``TensorAnswer`` where it names ``outputs``."""
 
 
 class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """One result for each request of the batch, in order."""
 
-    results: Sequence[EncodedAnswer | NearfarError]
+    results: Sequence[Outcome]
 
 
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):

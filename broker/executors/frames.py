@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from broker.executors.base import BatchItem, Device
+from broker.executors.base import BatchItem, Device, Outcome, TensorAnswer
 from broker.models.servable import ModelKey
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import NearfarError, WireError, error_from_code
@@ -32,6 +32,7 @@ __all__ = [
     "Result",
     "RunBatch",
     "ServableRef",
+    "Tensors",
     "ToWorker",
     "decode_from_worker",
     "decode_to_worker",
@@ -43,8 +44,9 @@ __all__ = [
 ]
 
 HEADER_BYTES: Final = 4
-MAX_FRAME_BYTES: Final = limits.MAX_BATCH_BYTES + 2 * 2**20
-"""A full batch, or its answers: see ``OpenedServable.largest_batch``."""
+MAX_FRAME_BYTES: Final = 2 * limits.MAX_BATCH_BYTES + 2 * 2**20
+"""A full batch; or its answers, see ``OpenedServable.largest_batch``, and as many bytes of
+tensors beside them, see ``form_batch``."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -94,6 +96,13 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
     answer: EncodedAnswer
 
 
+class Tensors(msgspec.Struct, frozen=True, tag="tensors"):
+    """One request's outputs, and its answer where that was asked for."""
+
+    tensors: tuple[bytes, ...]
+    answer: EncodedAnswer | None
+
+
 class Failure(msgspec.Struct, frozen=True, tag="failure"):
     """One request's error."""
 
@@ -101,7 +110,7 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
     detail: str
 
 
-Result = Answered | Failure
+Result = Answered | Tensors | Failure
 
 
 class BatchDone(msgspec.Struct, frozen=True, tag="done"):
@@ -160,15 +169,19 @@ def failure_of(error: NearfarError) -> Failed:
     return Failed(code=error.code, detail=error.detail)
 
 
-def to_result(outcome: EncodedAnswer | NearfarError) -> Result:
+def to_result(outcome: Outcome) -> Result:
     """One request's outcome, ready to travel."""
     if isinstance(outcome, NearfarError):
         return Failure(code=outcome.code, detail=outcome.detail)
+    if isinstance(outcome, TensorAnswer):
+        return Tensors(tensors=outcome.tensors, answer=outcome.answer)
     return Answered(answer=outcome)
 
 
-def result_of(result: Result) -> EncodedAnswer | NearfarError:
+def result_of(result: Result) -> Outcome:
     """The inverse of ``to_result``."""
     if isinstance(result, Failure):
         return error_from_code(result.code, result.detail)
+    if isinstance(result, Tensors):
+        return TensorAnswer(tensors=result.tensors, answer=result.answer)
     return result.answer

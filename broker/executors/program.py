@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.executors.base import BatchItem, Device
+from broker.executors.base import BatchItem, Device, Outcome, TensorAnswer
 from broker.models.servable import OpenedServable
 from edge_runtime.contract.answer_codec import encode_answer
 from edge_runtime.contract.errors import (
@@ -34,9 +34,15 @@ from edge_runtime.contract.manifest import (
     ReferenceRecord,
     decode_reference_record,
 )
-from edge_runtime.contract.pipeline import Prepared, finish, prepare_image, prepare_seed
+from edge_runtime.contract.pipeline import (
+    Prepared,
+    finish,
+    prepare_image,
+    prepare_seed,
+    prepare_tensor,
+)
 from edge_runtime.contract.program_screen import screen_program
-from edge_runtime.contract.tensors import canonical
+from edge_runtime.contract.tensors import canonical, to_little_endian
 from edge_runtime.contract.wire import EncodedAnswer, decode_seed
 
 __all__ = ["TorchProgram", "pick_device", "use_threads"]
@@ -133,17 +139,17 @@ class TorchProgram:
 
     def run(
         self, batch: Sequence[BatchItem], progress: Callable[[], None] = _no_progress
-    ) -> list[EncodedAnswer | NearfarError]:
+    ) -> list[Outcome]:
         """Answer a batch; a request that cannot be used leaves its error in its place.
 
         ``progress`` is called after each input, after the model and after each answer:
         signs of life.
         """
-        results: dict[int, EncodedAnswer | NearfarError] = {}
+        results: dict[int, Outcome] = {}
         prepared: dict[int, Prepared] = {}
         for row, item in enumerate(batch):
             try:
-                prepared[row] = self._prepare(item.body)
+                prepared[row] = self._prepare(item)
             except NearfarError as error:
                 results[row] = error
             except Exception:
@@ -158,14 +164,14 @@ class TorchProgram:
         batch: Sequence[BatchItem],
         prepared: dict[int, Prepared],
         progress: Callable[[], None],
-    ) -> dict[int, EncodedAnswer | NearfarError]:
+    ) -> dict[int, Outcome]:
         """Run what was prepared, by its place in the batch."""
         try:
             outputs = self._forward(np.concatenate([one.array for one in prepared.values()]))
         except InferenceError as error:
             return dict.fromkeys(prepared, error)
         progress()
-        answers: dict[int, EncodedAnswer | NearfarError] = {}
+        answers: dict[int, Outcome] = {}
         for at, (row, one) in enumerate(prepared.items()):
             try:
                 own = [output[at : at + 1] for output in outputs]
@@ -177,13 +183,15 @@ class TorchProgram:
             progress()
         return answers
 
-    def _prepare(self, body: bytes) -> Prepared:
+    def _prepare(self, item: BatchItem) -> Prepared:
         """A body to the model's input with batch 1."""
         manifest = self._servable.manifest
         spec = manifest.model.inputs[0]
+        if item.tensor:
+            return prepare_tensor(manifest.preprocess, spec, item.body)
         if manifest.preprocess is None:
-            return prepare_seed(spec, decode_seed(body))
-        pixels = decode_image(body)
+            return prepare_seed(spec, decode_seed(item.body))
+        pixels = decode_image(item.body)
         try:
             return prepare_image(manifest.preprocess, spec, pixels)
         except TensorError as error:  # the servable contradicts itself: not the image's fault
@@ -191,14 +199,26 @@ class TorchProgram:
 
     def _finish(
         self, outputs: list[NDArray[np.generic]], prepared: Prepared, item: BatchItem
+    ) -> EncodedAnswer | TensorAnswer:
+        specs = self._servable.manifest.model.outputs
+        typed = [
+            output.astype(spec.dtype, copy=False)
+            for output, spec in zip(outputs, specs, strict=True)
+        ]
+        if item.outputs is None:
+            return self._task_answer(typed, prepared, item)
+        return TensorAnswer(
+            tensors=tuple(to_little_endian(typed[place]) for place in item.outputs),
+            answer=self._task_answer(typed, prepared, item) if item.answered else None,
+        )
+
+    def _task_answer(
+        self, outputs: list[NDArray[np.generic]], prepared: Prepared, item: BatchItem
     ) -> EncodedAnswer:
         specs = self._servable.manifest.model.outputs
         answer = finish(
             self._servable.task,
-            [
-                canonical(output.astype(spec.dtype, copy=False), spec)
-                for output, spec in zip(outputs, specs, strict=True)
-            ],
+            [canonical(output, spec) for output, spec in zip(outputs, specs, strict=True)],
             prepared,
             labels=self._servable.labels,
             anchors=self._anchors,

@@ -48,8 +48,10 @@ def _json(value: object) -> web.Response:
 
 async def list_models(request: web.Request) -> web.Response:
     """Every model."""
-    servables = sorted(request.app[SERVICES].repository, key=lambda servable: servable.key)
-    return _json(ModelList(models=tuple(_info(servable) for servable in servables)))
+    repository = request.app[SERVICES].repository
+    served = [one for one in repository if repository.in_service(one.manifest.name)]
+    served.sort(key=lambda servable: servable.key)
+    return _json(ModelList(models=tuple(_info(servable) for servable in served)))
 
 
 async def show_model(request: web.Request) -> web.Response:

@@ -1,6 +1,7 @@
-"""Health and metadata of the Open Inference Protocol, version 2.
+"""Health, metadata and statistics of the Open Inference Protocol, version 2.
 
-https://github.com/kserve/open-inference-protocol. Errors here are ``{"error": text}``.
+https://github.com/kserve/open-inference-protocol, with Triton's extensions. Errors here are
+``{"error": text}``.
 """
 
 from __future__ import annotations
@@ -11,28 +12,33 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from broker.http.context import SERVICES
+from broker.http.context import SERVICES, TRACE
+from broker.http.errors import problem_response
 from broker.models.servable import OpenedServable
-from edge_runtime.contract.tensors import DType, TensorSpec
+from broker.oip.interface import Interface
 
 __all__ = [
+    "all_statistics",
     "live",
+    "model_config",
     "model_metadata",
     "model_ready",
+    "model_statistics",
+    "no_logging",
+    "no_shared_memory",
+    "no_tracing",
     "ready",
     "server_metadata",
 ]
 
-_DATATYPES: Final[dict[DType, str]] = {
-    "float32": "FP32",
-    "float16": "FP16",
-    "int8": "INT8",
-    "uint8": "UINT8",
-    "int16": "INT16",
-    "int32": "INT32",
-    "int64": "INT64",
-    "bool": "BOOL",
-}
+_EXTENSIONS: Final = (
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "schedule_policy",
+    "statistics",
+    "binary_tensor_data",
+)
 
 
 def _json(value: object, status: int = 200) -> web.Response:
@@ -52,18 +58,9 @@ def _is_ready(request: web.Request) -> bool:
     return services.executor.stats().ready and not services.draining
 
 
-def _tensor(spec: TensorSpec) -> dict[str, object]:
-    """The batch axis is -1: any number of images."""
-    return {
-        "name": spec.name,
-        "datatype": _DATATYPES[spec.dtype],
-        "shape": [-1, *spec.shape[1:]],
-    }
-
-
 async def server_metadata(_request: web.Request) -> web.Response:
     """``GET /v2``."""
-    return _json({"name": "nearfar", "version": version("nearfar"), "extensions": []})
+    return _json({"name": "nearfar", "version": version("nearfar"), "extensions": _EXTENSIONS})
 
 
 async def live(_request: web.Request) -> web.Response:
@@ -79,16 +76,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def model_metadata(request: web.Request) -> web.Response:
     """``GET /v2/models/{name}[/versions/{version}]``."""
-    manifest = _model(request).manifest
-    return _json(
-        {
-            "name": manifest.name,
-            "versions": [manifest.version],
-            "platform": "pytorch_exportedprogram",
-            "inputs": [_tensor(spec) for spec in manifest.model.inputs],
-            "outputs": [_tensor(spec) for spec in manifest.model.outputs],
-        }
-    )
+    return _json(Interface(_model(request)).metadata)
 
 
 async def model_ready(request: web.Request) -> web.Response:
@@ -96,3 +84,49 @@ async def model_ready(request: web.Request) -> web.Response:
     manifest = _model(request).manifest
     is_ready = _is_ready(request)
     return _json({"name": manifest.name, "ready": is_ready}, 200 if is_ready else 503)
+
+
+async def model_config(request: web.Request) -> web.Response:
+    """``GET /v2/models/{name}[/versions/{version}]/config``, as Triton says it."""
+    return _json(Interface(_model(request)).config)
+
+
+async def model_statistics(request: web.Request) -> web.Response:
+    """``GET /v2/models/{name}[/versions/{version}]/stats``."""
+    statistics = request.app[SERVICES].telemetry.statistics
+    return _json(statistics.document((_model(request).key,)))
+
+
+async def all_statistics(request: web.Request) -> web.Response:
+    """``GET /v2/models/stats``: of every model in service."""
+    services = request.app[SERVICES]
+    served = [key for key in services.repository.keys if services.repository.in_service(key.name)]
+    return _json(services.telemetry.statistics.document(served))
+
+
+async def no_logging(request: web.Request) -> web.Response:
+    """``/v2/logging``: 501, as a Triton without the extension says."""
+    return _not_offered(request, "logging settings: say what to log where the broker is started")
+
+
+async def no_tracing(request: web.Request) -> web.Response:
+    """``/v2/trace/setting`` and that of a model: 501."""
+    return _not_offered(request, "tracing: each answer carries Server-Timing")
+
+
+async def no_shared_memory(request: web.Request) -> web.Response:
+    """``/v2/systemsharedmemory/...`` and ``/v2/cudasharedmemory/...``: 501."""
+    return _not_offered(request, "shared memory: send and take tensors in the body")
+
+
+def _not_offered(request: web.Request, what: str) -> web.Response:
+    trace = request[TRACE]
+    trace.code = "not_offered"
+    return problem_response(
+        path=request.path,
+        status=501,
+        code=trace.code,
+        detail=f"the server does not support {what}",
+        retryable=False,
+        request_id=trace.request_id,
+    )

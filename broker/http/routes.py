@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from broker.http import metrics, models, oip, predict
+from broker.http import metrics, models, oip, oip_infer, oip_repository, predict
 from broker.http.headers import defer_continue
 
 __all__ = ["add_routes"]
@@ -21,9 +21,22 @@ def add_routes(router: web.UrlDispatcher) -> None:
         ("/v2", oip.server_metadata, "oip_server"),
         ("/v2/health/live", oip.live, "oip_live"),
         ("/v2/health/ready", oip.ready, "oip_ready"),
+        ("/v2/models/stats", oip.all_statistics, "oip_all_stats"),  # before the model "stats"
         (f"/v2/models/{_NAME}", oip.model_metadata, "oip_model"),
         (f"/v2/models/{_NAME}/ready", oip.model_ready, "oip_model_ready"),
+        (f"/v2/models/{_NAME}/config", oip.model_config, "oip_model_config"),
+        (f"/v2/models/{_NAME}/stats", oip.model_statistics, "oip_model_stats"),
         (f"/v2/models/{_NAME}/versions/{_VERSION}", oip.model_metadata, "oip_version"),
+        (
+            f"/v2/models/{_NAME}/versions/{_VERSION}/config",
+            oip.model_config,
+            "oip_version_config",
+        ),
+        (
+            f"/v2/models/{_NAME}/versions/{_VERSION}/stats",
+            oip.model_statistics,
+            "oip_version_stats",
+        ),
         (
             f"/v2/models/{_NAME}/versions/{_VERSION}/ready",
             oip.model_ready,
@@ -33,9 +46,27 @@ def add_routes(router: web.UrlDispatcher) -> None:
     )
     for path, handler, name in gets:
         router.add_get(path, handler, name=name, expect_handler=defer_continue)
-    router.add_post(
-        f"/v1/models/{_NAME}:predict",
-        predict.predict,
-        name="predict",
-        expect_handler=defer_continue,
+    posts = (
+        (f"/v1/models/{_NAME}:predict", predict.predict, "predict"),
+        (f"/v2/models/{_NAME}/infer", oip_infer.infer, "oip_infer"),
+        (
+            f"/v2/models/{_NAME}/versions/{_VERSION}/infer",
+            oip_infer.infer,
+            "oip_version_infer",
+        ),
+        ("/v2/repository/index", oip_repository.index, "oip_index"),
+        (f"/v2/repository/models/{_NAME}/load", oip_repository.load, "oip_load"),
+        (f"/v2/repository/models/{_NAME}/unload", oip_repository.unload, "oip_unload"),
     )
+    for path, handler, name in posts:
+        router.add_post(path, handler, name=name, expect_handler=defer_continue)
+    absent = (
+        ("/v2/logging", oip.no_logging, "logging"),
+        ("/v2/trace/setting", oip.no_tracing, "trace"),
+        (f"/v2/models/{_NAME}/trace/setting", oip.no_tracing, "model_trace"),
+        ("/v2/systemsharedmemory/{rest:.+}", oip.no_shared_memory, "system_memory"),
+        ("/v2/cudasharedmemory/{rest:.+}", oip.no_shared_memory, "cuda_memory"),
+    )
+    for path, handler, name in absent:
+        router.add_get(path, handler, name=f"oip_{name}", expect_handler=defer_continue)
+        router.add_post(path, handler, name=f"oip_set_{name}", expect_handler=defer_continue)

@@ -15,7 +15,11 @@ __all__ = ["Repository", "find_servables"]
 
 
 class Repository:
-    """Servables by name. Built once; the broker never changes it while it runs."""
+    """Servables by name. Built once; while the broker runs, only who is in service changes.
+
+    A model out of service stays in the executor's memory, so that it is back at once, and
+    what was admitted before is answered.
+    """
 
     def __init__(self, servables: Iterable[OpenedServable]) -> None:
         by_name: dict[str, OpenedServable] = {}
@@ -32,6 +36,7 @@ class Repository:
         if len(by_name) > limits.MAX_MODELS:
             raise LimitExceeded(f"more than {limits.MAX_MODELS} models")
         self._by_name: Mapping[str, OpenedServable] = MappingProxyType(by_name)
+        self._withdrawn: set[str] = set()
 
     @classmethod
     def open(cls, folders: Iterable[Path]) -> Repository:
@@ -49,15 +54,35 @@ class Repository:
 
         Raises ``ModelNotFound``, whose text names the models there are.
         """
-        found = self._by_name.get(name)
-        if found is None:
-            known = ", ".join(sorted(self._by_name)[:16])
-            raise ModelNotFound(f"no model of this name; this broker serves: {known}")
+        found = self._known(name)
+        if name in self._withdrawn:
+            raise ModelNotFound(
+                f"model {name!r} is out of service: ask its operator to load it again"
+            )
         if version is not None and found.manifest.version != version:
             raise ModelNotFound(
                 f"model {name!r} is served in version {found.manifest.version!r} only"
             )
         return found
+
+    def _known(self, name: str) -> OpenedServable:
+        found = self._by_name.get(name)
+        if found is None:
+            known = ", ".join(sorted(set(self._by_name) - self._withdrawn)[:16])
+            raise ModelNotFound(f"no model of this name; this broker serves: {known}")
+        return found
+
+    def in_service(self, name: str) -> bool:
+        """Whether ``get`` finds it."""
+        return name in self._by_name and name not in self._withdrawn
+
+    def withdraw(self, name: str) -> None:
+        """Take a model out of service: new requests are told so. ``ModelNotFound``."""
+        self._withdrawn.add(self._known(name).manifest.name)
+
+    def restore(self, name: str) -> None:
+        """Put it back; nothing changes where it is in service. ``ModelNotFound``."""
+        self._withdrawn.discard(self._known(name).manifest.name)
 
     @property
     def keys(self) -> tuple[ModelKey, ...]:

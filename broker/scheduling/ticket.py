@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
-from broker.executors.base import BatchItem
+from broker.executors.base import BatchItem, TensorAnswer
 from broker.models.servable import ModelKey
 from broker.scheduling.queue import Place
-from edge_runtime.contract.errors import NearfarError
+from edge_runtime.contract.errors import BrokerFault, NearfarError
 from edge_runtime.contract.wire import EncodedAnswer
 
 __all__ = ["Answer", "Ticket"]
@@ -21,9 +21,22 @@ _NOTHING: Final = BatchItem(b"")
 class Answer:
     """What a ticket became, and how long its parts took, in milliseconds."""
 
-    encoded: EncodedAnswer
+    given: EncodedAnswer | TensorAnswer
     queue_ms: float
     inference_ms: float
+
+    @property
+    def encoded(self) -> EncodedAnswer:
+        """The task's answer. ``BrokerFault`` where it was not asked for."""
+        given = self.given.answer if isinstance(self.given, TensorAnswer) else self.given
+        if given is None:
+            raise BrokerFault("the task's answer was not asked for")
+        return given
+
+    @property
+    def tensors(self) -> tuple[bytes, ...]:
+        """The outputs that were asked for, in that order; see ``TensorAnswer.tensors``."""
+        return self.given.tensors if isinstance(self.given, TensorAnswer) else ()
 
 
 @dataclass(slots=True, eq=False)

@@ -52,6 +52,30 @@ MAX_HEADER_CHARS: Final = 1_024
 MAX_ANSWER_BYTES: Final = 32 * 2**20
 """What a device reads of one answer."""
 
+# Open Inference Protocol --------------------------------------------------------
+MAX_INFER_BYTES: Final = 64 * 2**20
+"""The body of one inference request, unpacked where it came compressed. ``ImageTooLarge``."""
+MAX_UNPACKED_BYTES: Final = 16 * 2**20
+"""A compressed body once unpacked: small uploads must not become much memory.
+``ImageTooLarge``."""
+MAX_INFER_JSON_BYTES: Final = 8 * 2**20
+"""The JSON of one request, tensors in it included. Reading it stops all other requests.
+``LimitExceeded``."""
+MAX_INFER_ROWS: Final = 64
+"""Images, seeds or tensors of one inference request. ``LimitExceeded``."""
+MAX_INFER_PARAMETERS: Final = 64
+"""Parameters of one request, input or output. ``WireError``."""
+MAX_INFER_ID_CHARS: Final = 256
+"""The ``id`` that an answer repeats. ``WireError``."""
+MAX_INFER_JSON_NUMBERS: Final = 2**18
+"""Numbers of one answer in JSON; as binary data there may be more. ``LimitExceeded``."""
+MAX_INFER_ANSWER_BYTES: Final = 64 * 2**20
+"""Output tensors of one answer. ``LimitExceeded``."""
+MAX_CONTROL_BODY_BYTES: Final = 64 * 1024
+"""The body of a repository request. ``LimitExceeded``."""
+DEFAULT_INFER_DEADLINE_MS: Final = 60_000
+"""Of a request that names none: how long the protocol's own clients wait for an answer."""
+
 # Broker -----------------------------------------------------------------------
 MAX_BATCH: Final = 256
 MAX_QUEUE: Final = 4096

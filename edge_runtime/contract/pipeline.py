@@ -20,9 +20,16 @@ from edge_runtime.contract.preprocess import Preprocess
 from edge_runtime.contract.tasks import DetectionTask, Task
 from edge_runtime.contract.tasks.answer import Answer, answer
 from edge_runtime.contract.tasks.generation import latent_from_seed
-from edge_runtime.contract.tensors import TensorSpec, pack_image
+from edge_runtime.contract.tensors import TensorSpec, from_little_endian, pack_image
 
-__all__ = ["Prepared", "finish", "prepare_image", "prepare_seed", "read_anchors"]
+__all__ = [
+    "Prepared",
+    "finish",
+    "prepare_image",
+    "prepare_seed",
+    "prepare_tensor",
+    "read_anchors",
+]
 
 _ANCHOR_BYTES = 16
 
@@ -32,9 +39,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     array: NDArray[Any]
     geometry: Geometry | None = None
-    """None: from a seed."""
+    """None: from a seed or a latent."""
     region: tuple[float, float, float, float] | None = None
-    """What the model sees of the upright original image: see ``Answer.region``."""
+    """What the model sees of the upright original image: see ``Answer.region``. None where
+    nobody knows the original."""
 
 
 def prepare_image(record: Preprocess, spec: TensorSpec, rgb: NDArray[np.uint8]) -> Prepared:
@@ -58,6 +66,29 @@ def prepare_seed(spec: TensorSpec, seed: int) -> Prepared:
     count = int(np.prod(spec.shape[1:]))
     array = latent_from_seed(seed, count).reshape(1, *spec.shape[1:])
     return Prepared(array=array)
+
+
+def prepare_tensor(record: Preprocess | None, spec: TensorSpec, data: bytes) -> Prepared:
+    """What a caller pre-processed itself: one row of the input ``spec``, little-endian.
+
+    Of an image nothing is known but the tensor, so boxes come in pixels of the model's input
+    and pixels as the model gave them. Raises ``TensorError`` on another size.
+    """
+    array = from_little_endian(data, spec)
+    if record is None:
+        return Prepared(array=array)
+    height, width = record.size
+    as_it_is = Geometry(
+        scale_x=1.0,
+        scale_y=1.0,
+        offset_x=0.0,
+        offset_y=0.0,
+        input_width=width,
+        flipped=False,
+        width=width,
+        height=height,
+    )
+    return Prepared(array=array, geometry=as_it_is)
 
 
 def finish(

@@ -18,7 +18,9 @@ __all__ = [
     "TensorSpec",
     "canonical",
     "canonical_shape",
+    "from_little_endian",
     "pack_image",
+    "to_little_endian",
     "unpack_image",
 ]
 
@@ -95,3 +97,22 @@ def unpack_image(array: NDArray[np.float32], spec: TensorSpec) -> NDArray[np.flo
     if spec.layout == "NHWC":
         return np.ascontiguousarray(array[0])
     raise TensorError(f"tensor {spec.name!r} has layout {spec.layout}: not an image")
+
+
+def from_little_endian(data: bytes, spec: TensorSpec) -> NDArray[np.generic]:
+    """The tensor of ``spec`` whose numbers ``data`` holds in row-major order; read-only.
+
+    Raises ``TensorError`` when there are more or fewer bytes.
+    """
+    if len(data) != spec.size_bytes:
+        raise TensorError(
+            f"tensor {spec.name!r} has {spec.size_bytes} bytes, got {len(data)}: "
+            f"send {spec.dtype}{list(spec.shape)}"
+        )
+    stored = np.frombuffer(data, dtype=np.dtype(spec.dtype).newbyteorder("<"))
+    return stored.astype(spec.dtype, copy=False).reshape(spec.shape)
+
+
+def to_little_endian(array: NDArray[np.generic]) -> bytes:
+    """The inverse: the numbers alone, row-major, without padding."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

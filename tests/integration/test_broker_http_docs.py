@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from edge_runtime.contract import errors as e
 from edge_runtime.contract.imaging import sniff_media_type
 from tests.support import broker_images as images
 from tests.support.broker import broker_here, predict, request
-from tests.support.servables import shared_servable
+from tests.support.servables import SIZE, shared_servable
 from tests.support.tasks import TASKS, task_of, task_servable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -211,6 +212,50 @@ async def exchanges(url: str) -> list[tuple[str, Any]]:
         ("/metrics", "metrics"),
     ]:
         found.append((operation, await request("GET", url + path)))
+    return found + await protocol_exchanges(url)
+
+
+async def protocol_exchanges(url: str) -> list[tuple[str, Any]]:
+    """Those of the Open Inference Protocol that are not looked up by name alone."""
+    found: list[tuple[str, Any]] = []
+    for path, operation in [
+        ("/v2/models/stats", "oip_all_stats"),
+        ("/v2/models/tiny/config", "oip_model_config"),
+        ("/v2/models/huge/config", "oip_model_config"),
+        ("/v2/models/tiny/stats", "oip_model_stats"),
+        ("/v2/models/tiny/versions/1.0.0/config", "oip_version_config"),
+        ("/v2/models/tiny/versions/2/stats", "oip_version_stats"),
+        ("/v2/logging", "oip_logging"),
+        ("/v2/trace/setting", "oip_trace"),
+        ("/v2/models/tiny/trace/setting", "oip_model_trace"),
+        ("/v2/systemsharedmemory/status", "oip_system_memory"),
+        ("/v2/cudasharedmemory/status", "oip_cuda_memory"),
+    ]:
+        found.append((operation, await request("GET", url + path)))
+        if found[-1][1].status == 501:
+            asked = await request("POST", url + path, data=b"{}")
+            found.append((operation.replace("oip_", "oip_set_"), asked))
+    raw = {"Inference-Header-Content-Length": "0"}
+    pixels = [0.5] * (3 * SIZE * SIZE)
+    tensor = {"name": "images", "shape": [1, 3, SIZE, SIZE], "datatype": "FP32", "data": pixels}
+    for path, body, headers in [
+        ("/v2/models/tiny/infer", json.dumps({"id": "a", "inputs": [tensor]}), {}),
+        ("/v2/models/tiny/infer", images.png(), raw),
+        ("/v2/models/tiny/infer", b"junk", {}),
+        ("/v2/models/tiny/infer", images.png()[:80], raw),
+        ("/v2/models/tiny/infer", images.png(), raw | {"X-Deadline-Ms": "1"}),
+        ("/v2/models/huge/infer", b"{}", {}),
+        ("/v2/models/tiny/versions/1.0.0/infer", images.png(), raw),
+        ("/v2/models/tiny/versions/2/infer", images.png(), raw),
+    ]:
+        operation = "oip_version_infer" if "versions" in path else "oip_infer"
+        found.append((operation, await request("POST", url + path, data=body, headers=headers)))
+    for path, operation in [
+        ("/v2/repository/index", "oip_index"),
+        ("/v2/repository/models/tiny/load", "oip_load"),
+        ("/v2/repository/models/tiny/unload", "oip_unload"),
+    ]:
+        found.append((operation, await request("POST", url + path)))
     return found
 
 

@@ -178,8 +178,26 @@ async def test_the_inference_protocol_says_live_ready_and_what_is_there(broker: 
         "name": "tiny",
         "versions": ["1.0.0"],
         "platform": "pytorch_exportedprogram",
-        "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 3, 32, 32]}],
-        "outputs": [{"name": "scores", "datatype": "FP32", "shape": [-1, 5]}],
+        "inputs": [
+            {
+                "name": "images",
+                "datatype": "FP32",
+                "shape": [-1, 3, 32, 32],
+                "parameters": {"alternative": "tensor"},
+            },
+            {
+                "name": "encoded_image",
+                "datatype": "BYTES",
+                "shape": [-1, 1],
+                "parameters": {"alternative": "image"},
+            },
+        ],
+        "outputs": [
+            {"name": "scores", "datatype": "FP32", "shape": [-1, 5]},
+            {"name": "answer_labels", "datatype": "BYTES", "shape": [-1, -1]},
+            {"name": "answer_scores", "datatype": "FP32", "shape": [-1, -1]},
+            {"name": "answer_indices", "datatype": "INT32", "shape": [-1, -1]},
+        ],
     }
     versioned = await request("GET", f"{url}/v2/models/tiny/versions/1.0.0")
     assert versioned.json == metadata

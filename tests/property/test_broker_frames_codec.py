@@ -64,6 +64,10 @@ to_worker = st.one_of(
                 st.none() | st.integers(1, 9),
                 st.sampled_from(["image/png", "image/jpeg"]),
                 st.booleans(),
+                st.booleans(),
+                st.none() | st.lists(st.integers(0, 63), max_size=3).map(tuple),
+                st.integers(0, 2**40),
+                st.booleans(),
             ),
             max_size=4,
         ).map(tuple),
@@ -78,6 +82,11 @@ from_worker = st.one_of(
         results=st.lists(
             st.one_of(
                 st.builds(frames.Answered, answer=answers),
+                st.builds(
+                    frames.Tensors,
+                    tensors=st.lists(st.binary(max_size=99), max_size=3).map(tuple),
+                    answer=st.none() | answers,
+                ),
                 st.builds(frames.Failure, code=text, detail=text),
             ),
             max_size=4,

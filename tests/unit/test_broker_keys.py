@@ -175,3 +175,18 @@ def test_the_commands_add_list_and_revoke(tmp_path: Path):
     assert text.partition(".")[2] not in listed.output
     assert run(keys_command, ["revoke", "--file", path, key_id]).exit_code == 0
     assert json.loads(Path(path).read_text())["keys"] == []
+
+
+def test_an_admin_key_says_so_and_a_plain_one_is_stored_as_ever(file: KeyFile):
+    runner = CliRunner()
+    for options in ([], ["--admin"]):
+        told = ["add", "--file", str(file.path), "--tenant", "acme", *options]
+        assert runner.invoke(keys_command, told).exit_code == 0
+    plain, admin = json.loads(file.path.read_bytes())["keys"]
+    assert "admin" not in plain
+    assert admin["admin"] is True
+    texts = [file.add("acme", admin=wanted)[1] for wanted in (False, True)]
+    ring = KeyRing(file)
+    assert [ring.authenticate(f"Bearer {text}").admin for text in texts] == [False, True]
+    listed = runner.invoke(keys_command, ["list", "--file", str(file.path)]).output.splitlines()
+    assert [line.endswith("  admin") for line in listed] == [False, True, False, True]

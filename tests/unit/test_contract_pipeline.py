@@ -13,6 +13,7 @@ from edge_runtime.contract.pipeline import (
     finish,
     prepare_image,
     prepare_seed,
+    prepare_tensor,
     read_anchors,
 )
 from edge_runtime.contract.preprocess import (
@@ -26,7 +27,7 @@ from edge_runtime.contract.preprocess import (
 )
 from edge_runtime.contract.tasks import ImageToImageTask, SegmentationTask
 from edge_runtime.contract.tasks.generation import latent_from_seed
-from edge_runtime.contract.tensors import TensorSpec
+from edge_runtime.contract.tensors import TensorSpec, from_little_endian, to_little_endian
 from tests.support.tasks import anchors, task_of
 
 UNIT = Normalization(scale=255.0, mean=(0.5,) * 3, std=(2.0,) * 3)
@@ -119,3 +120,31 @@ def test_anchors_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert got is not None
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, anchors())
+
+
+def test_a_tensor_of_the_callers_own_goes_in_as_it_is_and_says_nothing_of_a_photo():
+    flipped = Preprocess(
+        resize=ResizeExact(height=16, width=12), flip_horizontal=True, normalization=UNIT
+    )
+    array = np.random.default_rng(1).normal(size=(1, 3, 16, 12)).astype("<f4")
+    prepared = prepare_tensor(flipped, spec(), array.tobytes())
+    np.testing.assert_array_equal(prepared.array, array)
+    assert prepared.region is None
+    assert prepared.geometry is not None
+    box = np.array([[1.0, 2.0, 5.0, 20.0]])
+    assert prepared.geometry.boxes_to_original(box).tolist() == [[1.0, 2.0, 5.0, 16.0]]
+    assert prepare_tensor(None, spec(), array.tobytes()).geometry is None
+    for wrong in (b"", array.tobytes()[:-1], array.tobytes() * 2):
+        with pytest.raises(TensorError, match="2304 bytes"):
+            prepare_tensor(flipped, spec(), wrong)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int16", "int64", "bool"])
+def test_numbers_travel_little_endian_whatever_the_machine_is(dtype: str):
+    values = np.array([[0, 1, 1, 0]]).astype(dtype)
+    big = values.astype(np.dtype(dtype).newbyteorder(">"))
+    own = TensorSpec(name="t", dtype=dtype, shape=(1, 4), layout="NC")  # type: ignore[arg-type]
+    assert to_little_endian(big) == to_little_endian(values)
+    back = from_little_endian(to_little_endian(big), own)
+    assert back.dtype == np.dtype(dtype)
+    assert back.tolist() == values.tolist()

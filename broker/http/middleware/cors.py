@@ -6,6 +6,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from broker.http.context import SERVICES
+from broker.oip.message import HEADER_LENGTH
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
     PICTURE_HEADERS,
@@ -16,9 +17,15 @@ from edge_runtime.contract.wire import (
 
 __all__ = ["cross_origin"]
 
-_ALLOWED_HEADERS = f"Authorization, Content-Type, {DEADLINE_HEADER}, {REQUEST_ID_HEADER}"
+_ALLOWED_HEADERS = (
+    f"Authorization, Content-Encoding, Content-Type, {DEADLINE_HEADER}, {HEADER_LENGTH}, "
+    f"{REQUEST_ID_HEADER}"
+)
 _EXPOSED_HEADERS = ", ".join(
-    (QUEUE_DELAY_HEADER, REQUEST_ID_HEADER, SERVER_TIMING_HEADER, "Retry-After", *PICTURE_HEADERS)
+    (
+        *(HEADER_LENGTH, QUEUE_DELAY_HEADER, REQUEST_ID_HEADER, SERVER_TIMING_HEADER),
+        *("Retry-After", *PICTURE_HEADERS),
+    )
 )
 _PREFLIGHT_MAX_AGE_S = "600"
 
@@ -46,5 +53,5 @@ async def cross_origin(request: web.Request, handler: Handler) -> web.StreamResp
         response = await handler(request)
         response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED_HEADERS
     response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = "*" if "*" in allowed else origin
-    response.headers[hdrs.VARY] = hdrs.ORIGIN
+    response.headers.add(hdrs.VARY, hdrs.ORIGIN)
     return response

@@ -94,6 +94,15 @@ def _record(
     services.telemetry.request_answered(trace.route, status, now_s - trace.arrived_s)
     if trace.code is not None:
         services.telemetry.error_answered(trace.code)
+    if trace.model is not None:  # only requests to run a model carry one
+        services.telemetry.inference_ended(
+            trace.model,
+            status=status,
+            code=trace.code,
+            total_ms=(now_s - trace.arrived_s) * 1e3,
+            queue_ms=trace.queue_ms,
+            inference_ms=trace.inference_ms,
+        )
     fields: dict[str, object] = {
         "request_id": trace.request_id,
         "method": request.method,
