@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-
-from aiohttp import web
+from collections.abc import Awaitable, Callable
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
     DeadlineExceeded,
     NearfarError,
     UploadStalled,
-    WireError,
 )
 
 __all__ = ["read_body"]
 
 
 async def read_body(
-    request: web.Request,
+    read_piece: Callable[[], Awaitable[bytes]],
     *,
     max_bytes: int,
     too_large: Callable[[], NearfarError],
@@ -27,9 +24,9 @@ async def read_body(
 ) -> bytes:
     """The whole body, at most ``max_bytes``; ``deadline_s`` is on the event loop's clock.
 
-    Raises ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
-    ``limits.MAX_BODY_IDLE_MS`` between two pieces), what ``too_large`` gives or, for broken chunks,
-    ``WireError``.
+    ``read_piece`` waits for the next bytes and gives none at the end. Raises ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
+    ``limits.MAX_BODY_IDLE_MS`` between two pieces), what ``too_large`` gives,
+    and what ``read_piece`` raises.
     """
     loop = asyncio.get_running_loop()
     end_s = min(deadline_s, loop.time() + limits.MAX_BODY_MS / 1e3)
@@ -39,7 +36,7 @@ async def read_body(
         async with asyncio.timeout_at(end_s) as limit:
             while True:
                 limit.reschedule(min(end_s, loop.time() + limits.MAX_BODY_IDLE_MS / 1e3))
-                piece = await request.content.readany()
+                piece = await read_piece()
                 if not piece:
                     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 size += len(piece)
@@ -55,5 +52,3 @@ async def read_body(
         raise UploadStalled(
             f"the body stopped arriving after {size} bytes: send it again"
         ) from None
-    except web.RequestPayloadError:
-        raise WireError("the chunks of the body make no sense: send it again") from None

@@ -10,8 +10,9 @@ from broker.http.headers import single_header
 
 __all__ = ["authenticate"]
 
-_OPEN_ROUTES = frozenset(("oip_live", "oip_ready"))
-"""Probes of orchestrators carry no key, and learn only whether we are up."""
+_OPEN_ROUTES = frozenset(("oip_live", "oip_ready", "session"))
+"""Probes of orchestrators carry no key, and learn only whether we are up; a session brings
+its key in its first frame."""
 
 
 @web.middleware

@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler
 from broker.http.context import SERVICES
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
     PICTURE_HEADERS,
     QUEUE_DELAY_HEADER,
     REQUEST_ID_HEADER,
@@ -16,7 +17,9 @@ from edge_runtime.contract.wire import (
 
 __all__ = ["cross_origin"]
 
-_ALLOWED_HEADERS = f"Authorization, Content-Type, {DEADLINE_HEADER}, {REQUEST_ID_HEADER}"
+_ALLOWED_HEADERS = (
+    f"Authorization, Content-Type, {DEADLINE_HEADER}, {IDEMPOTENCY_HEADER}, {REQUEST_ID_HEADER}"
+)
 _EXPOSED_HEADERS = ", ".join(
     (QUEUE_DELAY_HEADER, REQUEST_ID_HEADER, SERVER_TIMING_HEADER, "Retry-After", *PICTURE_HEADERS)
 )
