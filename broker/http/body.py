@@ -24,9 +24,10 @@ async def read_body(
 ) -> bytes:
     """The whole body, at most ``max_bytes``; ``deadline_s`` is on the event loop's clock.
 
-    ``read_piece`` waits for the next bytes and gives none at the end. Raises ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
-    ``limits.MAX_BODY_IDLE_MS`` between two pieces), what ``too_large`` gives,
-    and what ``read_piece`` raises.
+    ``read_piece`` waits for the next bytes and gives none at the end. Raises
+    ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
+    ``limits.MAX_BODY_IDLE_MS`` between two pieces), what ``too_large`` gives, and what
+    ``read_piece`` raises.
     """
     loop = asyncio.get_running_loop()
     end_s = min(deadline_s, loop.time() + limits.MAX_BODY_MS / 1e3)

@@ -80,7 +80,7 @@ class Replays(Generic[_T]):
         Raises ``WireError`` when that key stands for another request.
         """
         self._forget_old()
-        known = self._tries.get(tenant, {}).get(key)
+        known = self._tries[tenant].get(key) if tenant in self._tries else None
         if known is not None and known.fingerprint != fingerprint:
             raise WireError(
                 "this idempotency key was used for another request: make a new key for each"

@@ -104,8 +104,9 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Request(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """An image or seed is about to come. What ``POST /v1/models/{model}:predict`` says in
-    its path and headers.
+    """An image or seed is about to come.
+
+    Says what ``POST /v1/models/{model}:predict`` says in its path and headers.
     """
 
     id: _Id
@@ -172,8 +173,9 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
-    """The device: no more bytes of this body come, no answer is wanted. The broker says
-    the same back, which proves that every byte sent before has arrived.
+    """No more bytes of this body come, and no answer is wanted.
+
+    The broker says the same back, which proves that every byte sent before has arrived.
     """
 
     id: _Id
@@ -269,7 +271,7 @@ _JSON_TYPES: Final[dict[type, int]] = {
     Hint: _HINT,
     Error: _ERROR,
 }
-_WITHOUT_ID: Final = frozenset((Hello, Welcome, Hint))
+_WITHOUT_ID: Final[frozenset[type]] = frozenset((Hello, Welcome, Hint))
 _F = TypeVar("_F")
 
 

@@ -80,7 +80,7 @@ class AiohttpTransport:
             raise translate(error, self._url) from error
 
     async def open_websocket(
-        self, path: str, *, protocol: str, max_frame_bytes: int
+        self, path: str, *, protocol: str, max_frame_bytes: int, api_key: str | None = None
     ) -> aiohttp.ClientWebSocketResponse:
         """Upgrade a connection, an idle one if there is one.
 
@@ -92,6 +92,7 @@ class AiohttpTransport:
             opened = await session.ws_connect(
                 self._url + path,
                 protocols=(protocol,),
+                headers=None if api_key is None else {"Authorization": f"Bearer {api_key}"},
                 compress=0,
                 max_msg_size=max_frame_bytes,
                 timeout=aiohttp.ClientWSTimeout(ws_close=1.0),

@@ -2,8 +2,9 @@
 
 A request::
 
-    OPEN ── REQUEST sent, DATA as the window allows, ADMIT, PROGRESS ──▶ RESULT | REJECT | ERROR
-    OPEN ── cancelled, or refused while its body was under way: CANCEL ──▶ LEAVING ── CANCEL ──▶ gone
+    OPEN ── REQUEST, ADMIT, DATA as the window allows, PROGRESS ──▶ RESULT, REJECT or ERROR
+    OPEN ── given up, or refused with a part of its body unsent ──▶ LEAVING: CANCEL
+    LEAVING ── CANCEL comes back ──▶ gone
 
 Bytes count as under way until PROGRESS names them or the broker says CANCEL back. Times are
 seconds of any monotonic clock, passed in.

@@ -71,6 +71,8 @@ class Session:
         self._checking: asyncio.Task[None] | None = None
         self._socket = connection.get_extra_info("socket")
         self.draining = False
+        self.lost_requests = 0
+        """In flight when it ended."""
         self.refusal: Error | None = None
         """Why the broker ended it, where it said so."""
         self.ended = asyncio.Event()
@@ -81,13 +83,9 @@ class Session:
 
     @property
     def usable(self) -> bool:
-        """Whether a new request may go this way."""
-        return not (self.ended.is_set() or self.draining or self._multiplexer.exhausted)
-
-    @property
-    def in_flight(self) -> int:
-        """Requests without an outcome."""
-        return len(self._waiting)
+        """Whether a new request may go this way: not while it is ending, or may be dead."""
+        doubtful = self.draining or self._multiplexer.exhausted or self._checking is not None
+        return not (self.ended.is_set() or doubtful)
 
     # Requests ---------------------------------------------------------------------------
 
@@ -249,9 +247,14 @@ class Session:
             return
         self.ended.set()
         self._wake.set()
-        for future in (*self._waiting.values(), *self._pings.values()):
-            if not future.done():
-                future.set_exception(SessionLost(f"the session with the broker ended: {why}"))
+        self.lost_requests = len(self._waiting)
+        lost = f"the session with the broker ended: {why}"
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(SessionLost(lost))
+        for pong in self._pings.values():
+            if not pong.done():
+                pong.set_exception(SessionLost(lost))
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()

@@ -52,7 +52,8 @@ class SessionTransport:
         self._api_key = api_key
         self._listener: PathListener | None = None
         self._session: Session | None = None
-        self._ending: set[asyncio.Task[None]] = set()
+        self._watched: dict[Session, asyncio.Task[None]] = {}
+        """Also those that end while another one has taken over."""
         self._opening: asyncio.Task[None] | None = None
         self._not_before_s = float("-inf")
         self._pause_s = 0.0
@@ -104,10 +105,9 @@ class SessionTransport:
         if self._opening is not None:
             self._opening.cancel()
             await asyncio.gather(self._opening, return_exceptions=True)
-        session, self._session = self._session, None
-        if session is not None:
+        for session in tuple(self._watched):
             await session.aclose()
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await asyncio.gather(*self._watched.values(), return_exceptions=True)
         await self._http.aclose()
 
     # Ways ---------------------------------------------------------------------------------
@@ -154,7 +154,10 @@ class SessionTransport:
         try:
             async with asyncio.timeout(_OPEN_S):
                 connection = await self._http.open_websocket(
-                    SESSION_PATH, protocol=SUBPROTOCOL, max_frame_bytes=limits.MAX_FRAME_BYTES
+                    SESSION_PATH,
+                    protocol=SUBPROTOCOL,
+                    max_frame_bytes=limits.MAX_FRAME_BYTES,
+                    api_key=self._api_key,
                 )
         except UpgradeRefused as error:
             self._pause(_FIRST_REFUSED_S, _MAX_REFUSED_S)
@@ -164,9 +167,7 @@ class SessionTransport:
         else:
             session = Session(connection, api_key=self._api_key, listener=self._listener)
             self._session = session
-            watch = asyncio.create_task(self._watch(session))
-            self._ending.add(watch)
-            watch.add_done_callback(self._ending.discard)
+            self._watched[session] = asyncio.create_task(self._watch(session))
         finally:
             self._opening = None
 
@@ -178,8 +179,8 @@ class SessionTransport:
         """When it ends, find out why, and have another one if it was in use."""
         opened_s = time.monotonic()
         await session.ended.wait()
-        in_use = session.in_flight > 0
         await session.aclose()
+        del self._watched[session]
         if self._session is session:
             self._session = None
         if session.refusal is not None:
@@ -188,7 +189,7 @@ class SessionTransport:
             self._pause(_FIRST_BROKEN_S, _MAX_BROKEN_S)
         else:
             self._pause_s = 0.0
-            if in_use:
+            if session.lost_requests:
                 self._open_soon()
 
 

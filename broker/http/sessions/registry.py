@@ -20,6 +20,7 @@ GOING_AWAY: Final = 1001
 """RFC 6455 section 7.4.1."""
 _TICK_S: Final = 0.25
 _FLUSH_S: Final = 1.0
+_FLUSH_POLL_S: Final = 0.005
 _NEWS_MS: Final = 20
 _NEWS_SHARE: Final = 0.25
 
@@ -115,16 +116,17 @@ class Sessions:
         """End every session, after what is written already has left."""
         loop = asyncio.get_running_loop()
         end_s = loop.time() + _FLUSH_S
-        while loop.time() < end_s and any(
-            member.idle_since_s() is None for member in self._members
-        ):
-            await asyncio.sleep(0.005)
+        while loop.time() < end_s and self._busy():  # noqa: ASYNC110  # once in a lifetime
+            await asyncio.sleep(_FLUSH_POLL_S)
         members = tuple(self._members)
         for member in members:
             member.shut(GOING_AWAY, "draining")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FLUSH_S):
                 await asyncio.gather(*(member.ended() for member in members))
+
+    def _busy(self) -> bool:
+        return any(member.idle_since_s() is None for member in self._members)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()

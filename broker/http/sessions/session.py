@@ -63,6 +63,7 @@ __all__ = ["Session"]
 _LOG = logging.getLogger(__name__)
 _CLOSE_BASE: Final = 4000
 """Close codes of ours: this plus the HTTP status that says the same."""
+_FLUSH_POLL_S: Final = 0.002
 _MAX_DETAIL_CHARS: Final = 1000
 _ROUTE: Final = "session_predict"
 
@@ -78,14 +79,22 @@ class _Exchange:
 
 
 class Session:
-    """One upgraded connection, until its end."""
+    """One upgraded connection, until its end.
 
-    def __init__(self, services: Services, connection: web.WebSocketResponse) -> None:
+    ``principal``: whom a header of the upgrade named, if one did; HELLO may leave it so.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        connection: web.WebSocketResponse,
+        principal: Principal | None = None,
+    ) -> None:
         self._services = services
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(services.telemetry)
-        self._principal: Principal | None = None
+        self._principal = principal
         self._upload_rate = UploadRate()
         self._exchanges: dict[int, _Exchange] = {}
         self._last_id = 0
@@ -152,7 +161,7 @@ class Session:
         if not isinstance(frame, Hello):
             raise WireError("the first frame must be HELLO")
         key_ring = self._services.key_ring
-        if key_ring is not None:
+        if key_ring is not None and (self._principal is None or frame.api_key is not None):
             said = None if frame.api_key is None else f"Bearer {frame.api_key}"
             self._principal = key_ring.authenticate(said)
         tenant = "" if self._principal is None else self._principal.tenant
@@ -184,7 +193,7 @@ class Session:
 
     def _break(self) -> None:
         """Cut the connection: the other side does not listen anyway."""
-        writer = self._connection._writer  # noqa: SLF001  # no public way to abort
+        writer = self._connection._writer  # there is no public way to abort
         if writer is not None and writer.transport is not None:
             writer.transport.abort()
 
@@ -203,8 +212,8 @@ class Session:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(1.0):
                 self._outbox.add(frame)
-                while not self._outbox.empty:
-                    await asyncio.sleep(0)
+                while not self._outbox.empty:  # noqa: ASYNC110  # once in a lifetime
+                    await asyncio.sleep(_FLUSH_POLL_S)
                 await self._connection.close(code=_CLOSE_BASE + status)
 
     def _abandon(self) -> None:
