@@ -15,7 +15,7 @@ import msgspec
 
 from broker.executors.base import BatchItem
 from broker.http.accept import AnswerType
-from broker.http.body import read_body
+from broker.http.body import collect_body
 from broker.http.context import Services, Trace
 from broker.http.headers import BodyKind, Query
 from broker.http.reply import Reply
@@ -178,7 +178,7 @@ async def _answer(
 async def _receive(upload: Upload, trace: Trace, ticket: Ticket, kind: BodyKind) -> bytes:
     loop = asyncio.get_running_loop()
     started_s = loop.time()
-    body = await read_body(
+    body = await collect_body(
         upload.read_piece,
         max_bytes=ticket.upload_bytes,
         too_large=kind.too_large,

@@ -5,17 +5,45 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from aiohttp import web
+
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
     DeadlineExceeded,
     NearfarError,
     UploadStalled,
+    WireError,
 )
 
-__all__ = ["read_body"]
+__all__ = ["collect_body", "read_body", "request_pieces"]
 
 
 async def read_body(
+    request: web.Request,
+    *,
+    max_bytes: int,
+    too_large: Callable[[], NearfarError],
+    deadline_s: float,
+) -> bytes:
+    """The whole body of an HTTP request: ``collect_body`` of its ``request_pieces``."""
+    return await collect_body(
+        request_pieces(request), max_bytes=max_bytes, too_large=too_large, deadline_s=deadline_s
+    )
+
+
+def request_pieces(request: web.Request) -> Callable[[], Awaitable[bytes]]:
+    """Reads the next bytes of a body, none at its end; ``WireError`` for broken chunks."""
+
+    async def read_piece() -> bytes:
+        try:
+            return await request.content.readany()
+        except web.RequestPayloadError:
+            raise WireError("the chunks of the body make no sense: send it again") from None
+
+    return read_piece
+
+
+async def collect_body(
     read_piece: Callable[[], Awaitable[bytes]],
     *,
     max_bytes: int,

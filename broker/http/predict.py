@@ -6,6 +6,7 @@ from aiohttp import hdrs, web
 
 from broker.http.accept import answer_types, negotiate
 from broker.http.answering import Ask, answer_once
+from broker.http.body import request_pieces
 from broker.http.context import SERVICES, TRACE
 from broker.http.headers import (
     body_kind,
@@ -18,7 +19,6 @@ from broker.http.headers import (
 from broker.http.protocol import BrokerProtocol
 from broker.http.reply import Reply
 from broker.scheduling.admission import UploadRate
-from edge_runtime.contract.errors import WireError
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
@@ -67,6 +67,7 @@ class _Upload:
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
+        self._read_piece = request_pieces(request)
 
     async def begin(self) -> None:
         """``100 Continue``, where the client waits for it."""
@@ -77,10 +78,7 @@ class _Upload:
 
     async def read_piece(self) -> bytes:
         """The next bytes. Raises ``WireError`` for broken chunks."""
-        try:
-            return await self._request.content.readany()
-        except web.RequestPayloadError:
-            raise WireError("the chunks of the body make no sense: send it again") from None
+        return await self._read_piece()
 
 
 def _upload_rate(request: web.Request) -> UploadRate:
