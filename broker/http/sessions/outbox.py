@@ -15,9 +15,13 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.errors import Overloaded
 from edge_runtime.contract.frames import Data, Frame, Progress, Result, encode_frame
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "SlowReader"]
 
 _MAX_FRAMES: Final = 4096
+
+
+class SlowReader(Overloaded):
+    """A device takes less than it asks for."""
 
 
 @dataclass(slots=True)
@@ -33,8 +37,7 @@ class Outbox:
     """Frames for one device. ``run`` writes them; everything else only queues.
 
     Answers of the most urgent priority take turns, one frame each. A PROGRESS that was not
-    written yet is replaced by the next one of its request. Raises ``Overloaded`` when the
-    device takes too little of too much.
+    written yet is replaced by the next one of its request.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -51,9 +54,9 @@ class Outbox:
         return not (self._frames or self._progress or self._answers)
 
     def add(self, frame: Frame) -> None:
-        """A small frame."""
+        """A small frame. Raises ``SlowReader`` when too many wait."""
         if len(self._frames) >= _MAX_FRAMES:
-            raise Overloaded("this session does not read what it is told: it is closed")
+            raise SlowReader("this session does not read what it is told: it is closed")
         self._frames.append(frame)
         self._filled.set()
 
@@ -63,10 +66,10 @@ class Outbox:
         self._filled.set()
 
     def add_answer(self, head: Result, body: bytes, priority: int) -> None:
-        """An answer: ``head`` without data, and all of its body."""
+        """An answer: ``head`` without data, and all of its body. Raises ``SlowReader``."""
         self._answer_bytes += len(body)
         if self._answer_bytes > limits.MAX_SESSION_ANSWER_BYTES:
-            raise Overloaded("too many bytes of answers wait to be read: the session is closed")
+            raise SlowReader("too many bytes of answers wait to be read: the session is closed")
         self._answers.append(_Answer(head, memoryview(body), priority))
         self._filled.set()
 

@@ -26,7 +26,7 @@ from broker.http.errors import INTERNAL_DETAIL, status_of
 from broker.http.record import CLIENT_LEFT, record_request, retry_after_s
 from broker.http.reply import Reply
 from broker.http.sessions.asks import read_ask
-from broker.http.sessions.outbox import Outbox
+from broker.http.sessions.outbox import Outbox, SlowReader
 from broker.http.sessions.upload import SessionUpload
 from broker.log import log_event
 from broker.models.servable import ModelKey
@@ -109,7 +109,7 @@ class Session:
 
     def tell(self, hint: Hint) -> None:
         """Queue a hint."""
-        with contextlib.suppress(Overloaded):  # its own next frame ends it
+        with contextlib.suppress(SlowReader):  # its own next frame ends it
             self._outbox.add(hint)
 
     def idle_since_s(self) -> float | None:
@@ -136,6 +136,8 @@ class Session:
             await self._greet()
             while (frame := await self._read()) is not None:
                 self._handle(frame)
+        except SlowReader:
+            self._cut_off()
         except NearfarError as error:
             await self._refuse(error)
         finally:
@@ -186,13 +188,13 @@ class Session:
         try:
             await self._outbox.run(self._connection)
         except TimeoutError:
-            self._reason = "slow_reader"
-            self._break()
+            self._cut_off()
         except (ConnectionError, RuntimeError):
             return  # closed meanwhile: the reader knows
 
-    def _break(self) -> None:
-        """Cut the connection: the other side does not listen anyway."""
+    def _cut_off(self) -> None:
+        """Break the connection: the other side does not listen anyway."""
+        self._reason = "slow_reader"
         writer = self._connection._writer  # there is no public way to abort
         if writer is not None and writer.transport is not None:
             writer.transport.abort()
@@ -215,6 +217,8 @@ class Session:
                 while not self._outbox.empty:  # noqa: ASYNC110  # once in a lifetime
                     await asyncio.sleep(_FLUSH_POLL_S)
                 await self._connection.close(code=_CLOSE_BASE + status)
+                return
+        self._cut_off()
 
     def _abandon(self) -> None:
         """The connection is gone: requests end, but those that a retry may ask for again."""
@@ -300,7 +304,7 @@ class Session:
     def _withdraw(self, frame: Cancel) -> None:
         if frame.id > self._last_id:
             raise WireError(f"CANCEL of request {frame.id}, which was never made")
-        exchange = self._exchanges.get(frame.id)
+        exchange = self._exchanges.pop(frame.id, None)  # its place is free at once
         phase = "ended"
         if exchange is not None and exchange.task is not None:
             phase = "waiting" if exchange.upload.complete else "uploading"
@@ -364,8 +368,8 @@ class Session:
         )
         try:
             self._outbox.add_answer(head, reply.body, frame.priority)
-        except Overloaded:
-            self.shut(_CLOSE_BASE + 503, "slow_reader")
+        except SlowReader:
+            self._cut_off()
 
     def _fail(self, request_id: int, trace: Trace, error: NearfarError, status: int) -> None:
         """REJECT before the upload was asked for, ERROR afterwards."""
@@ -384,5 +388,5 @@ class Session:
         self._outbox.drop(request_id)
         try:
             self._outbox.add(frame)
-        except Overloaded:
-            self.shut(_CLOSE_BASE + 503, "slow_reader")
+        except SlowReader:
+            self._cut_off()
