@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -542,16 +541,13 @@ async def test_a_device_that_reads_nothing_is_cut_off(
 ):
     monkeypatch.setattr(limits, "MAX_SESSION_WRITE_MS", 300)
     before = metric(broker, "nearfar_sessions_closed_total", reason="slow_reader")
-    async with device(broker.url) as opened:
+    async with device(broker.url, receive_buffer_bytes=4096) as opened:
         opened.socket._conn.transport.pause_reading()
-        taken = opened.socket.get_extra_info("socket")
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
         async def ask_and_ask() -> None:
-            for number in range(1_000_000):
-                await opened.write(Ping(id=number))
-                if number % 100 == 0:
-                    await asyncio.sleep(0)
+            for _ in range(100_000):
+                await opened.ask(LARGE, upload=False, model="x" * 100)
+                await asyncio.sleep(0)
 
         with pytest.raises(aiohttp.ClientConnectionResetError):
             await ask_and_ask()

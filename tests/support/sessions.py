@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeVar
 
@@ -31,8 +32,8 @@ _LIMIT_S = 10.0
 class Device:
     """One session, frame by frame. ``close_code`` is set once it has ended."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket = socket
+    def __init__(self, connection: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = connection
         self.seen: list[Frame] = []
         self._last_id = 0
 
@@ -99,15 +100,29 @@ class Device:
 
 @contextlib.asynccontextmanager
 async def device(
-    url: str, hello: Hello | None = None, *, greet: bool = True, **options: Any
+    url: str,
+    hello: Hello | None = None,
+    *,
+    greet: bool = True,
+    receive_buffer_bytes: int | None = None,
+    **options: Any,
 ) -> AsyncIterator[Device]:
     """A session with its greeting done."""
+
+    def opened_socket(address: Any) -> socket.socket:
+        made = socket.socket(*address[:3])
+        if receive_buffer_bytes is not None:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        return made
+
     settings = {"protocols": (SUBPROTOCOL,), "max_msg_size": limits.MAX_FRAME_BYTES} | options
     async with (
-        aiohttp.ClientSession() as client,
-        client.ws_connect(url + SESSION_PATH, **settings) as socket,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(socket_factory=opened_socket)
+        ) as client,
+        client.ws_connect(url + SESSION_PATH, **settings) as connection,
     ):
-        opened = Device(socket)
+        opened = Device(connection)
         if greet:
             await opened.write(hello or Hello())
             await opened.read_until(Welcome)
