@@ -13,11 +13,11 @@ unsigned and big-endian::
     0x03 REQUEST   to broker   JSON ``Request`` without its id
     0x04 ADMIT     to device   JSON ``Admit`` without its id
     0x05 REJECT    to device   JSON ``Reject`` without its id
-    0x06 DATA      both        offset (4 bytes), then 1 to 16384 bytes of the body
+    0x06 DATA      both        offset (4 bytes), then 1 to 65536 bytes of the body
     0x07 PROGRESS  to device   received_bytes (4), t_us (4)
     0x08 CANCEL    both        nothing
     0x09 RESULT    to device   length of the JSON (2), JSON ``Result`` without id and data,
-                               then the first 0 to 16384 bytes of the body; the others
+                               then the first 0 to 65536 bytes of the body; the others
                                follow in DATA frames of the same id
     0x0a HINT      to device   JSON ``Hint``
     0x0b ERROR     to device   JSON ``Error`` without its id; id 0: the session ends

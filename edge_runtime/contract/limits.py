@@ -74,11 +74,11 @@ MAX_HEADER_BLOCK_MS: Final = 10_000
 SESSION_WINDOW_BYTES: Final = 24 * 1024
 """What a device may have under way on a session beyond what the broker's acknowledgements
 prove the link to hold, and so about what a cancel loses; docs/session.md has the rule."""
-MAX_DATA_BYTES: Final = 16 * 1024
+MAX_DATA_BYTES: Final = 64 * 1024
 """Payload of one DATA frame. ``LimitExceeded``."""
 MAX_CONTROL_BYTES: Final = 8 * 1024
 """JSON of one frame. ``LimitExceeded``."""
-MAX_FRAME_BYTES: Final = 32 * 1024
+MAX_FRAME_BYTES: Final = 96 * 1024
 """One frame. ``LimitExceeded``; the connection is closed."""
 PROGRESS_EVERY_BYTES: Final = 8 * 1024
 """A PROGRESS frame is sent after so many bytes, at the latest."""

@@ -40,6 +40,8 @@ from edge_runtime.offload.transport import HttpResponse, PathListener, UploadRec
 __all__ = ["Session", "SessionLost"]
 
 _BACKLOG_PAUSE_S: Final = 0.005
+_AHEAD_S: Final = 2 * _BACKLOG_PAUSE_S
+"""What the link takes until we look again must be there already."""
 _CLOSE_S: Final = 1.0
 _SILENT_S: Final = 1.0
 """A request that ends without a frame for so long makes us ask whether the broker is there."""
@@ -183,7 +185,7 @@ class Session:
         try:
             while not self.ended.is_set():
                 now = time.monotonic()
-                full = self._multiplexer.uploading and unsent_bytes(self._socket) >= LOW_WATER_BYTES
+                full = self._multiplexer.uploading and self._backlogged(now)
                 frame = self._multiplexer.next_frame(now, data=not full)
                 if frame is not None:
                     await self._connection.send_bytes(encode_frame(frame))
@@ -195,6 +197,15 @@ class Session:
                         await self._wake.wait()
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             self._end(f"it broke ({type(error).__name__})")
+
+    def _backlogged(self, now_s: float) -> bool:
+        """Whether enough bytes wait on this device, in the kernel or before it, for now."""
+        waiting = unsent_bytes(self._socket)
+        carrier = self._connection._conn  # there is no public way to the transport
+        if carrier is not None and carrier.transport is not None:
+            waiting += carrier.transport.get_write_buffer_size()
+        ahead = int(self._multiplexer.window.rate(now_s) * _AHEAD_S)
+        return waiting >= max(LOW_WATER_BYTES, ahead)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Answered):

@@ -12,7 +12,8 @@ with both from the receiver's acknowledgements (Cardwell et al., BBR, ACM Queue 
                 bytes that came between two PROGRESS frames, over the longer of the receiver's
                 time between them and the sender's: a burst that a hole or a busy receiver
                 held back is no fast link
-    round trip  the smallest of the last 10 s
+    round trip  the smallest of the last 10 s, 5 ms at least: below, the two ends' own event
+                loops are the path
 
 Neither socket buffers nor TCP's own acknowledgements count: behind a proxy, a relay or a
 modem with a long queue these say that bytes have left which have not. Without a sample of
@@ -35,8 +36,9 @@ __all__ = ["Arrival", "SendWindow"]
 
 _MIN_SAMPLE_BYTES: Final = 16 * 1024
 _SHORTEST_S: Final = 0.005
-"""Closer arrivals are the receiver's own doing: one wake-up of its event loop. The first
-bytes of a fast link are nearer to each other: there a sample grows with the window."""
+"""Closer arrivals are the receiver's own doing, one wake-up of its event loop, and so is a
+shorter round trip. The first bytes of a fast link are nearer to each other: there a sample
+grows with the window."""
 _LONGEST_S: Final = 0.05
 """A slow link's samples are small."""
 _MIN_RATE_SPAN_S: Final = 0.25
@@ -74,15 +76,18 @@ class SendWindow:
 
     def proven_bytes(self, now_s: float) -> int:
         """What the link is known to hold; 0: nothing is known."""
-        return int(self.rate(now_s) * (self.round_trip_s(now_s) or 0.0))
+        return int(self.rate(now_s) * max(self.round_trip_s(now_s) or 0.0, _SHORTEST_S))
 
     def room_bytes(self, now_s: float) -> int:
         """What may be sent now."""
         return self.limit_bytes(now_s) - self.in_flight_bytes
 
     def chunk_bytes(self, now_s: float) -> int:
-        """The size of one DATA frame: about 10 ms of the link, so that uploads take turns."""
-        fitting = int(self.rate(now_s) * _CHUNK_S)
+        """The size of one DATA frame: about 10 ms of the link, so that uploads take turns.
+
+        At most a quarter of the window, so that acknowledgements come while bytes still wait.
+        """
+        fitting = min(int(self.rate(now_s) * _CHUNK_S), self.limit_bytes(now_s) // 4)
         return min(max(fitting, _MIN_CHUNK_BYTES), limits.MAX_DATA_BYTES)
 
     def rate(self, now_s: float) -> float:

@@ -87,9 +87,19 @@ def test_the_shortest_round_trip_of_late_counts() -> None:
     assert window.round_trip_s(99.0) == 0.2  # an old one is better than none
 
 
-@pytest.mark.parametrize(("rate", "size"), [(0, 4096), (1e5, 4096), (1e6, 10_000), (1e8, 16_384)])
+@pytest.mark.parametrize(("rate", "size"), [(0, 4096), (1e5, 4096), (1e6, 10_000), (1e8, 65_536)])
 def test_a_piece_is_about_ten_milliseconds_of_the_link(rate: float, size: int) -> None:
     window = SendWindow()
+    window.observe_round_trip(0.05, 1.0)
     if rate:
         window._observe_rate(rate, 1.0)
     assert window.chunk_bytes(1.0) == size
+
+
+def test_a_piece_is_never_more_than_a_quarter_of_the_window() -> None:
+    """Else a window that lets no whole piece pass would wait for ever."""
+    window = SendWindow()
+    window.observe_round_trip(0.0001, 1.0)
+    for rate in (0.0, 1e4, 1e6, 1e7, 1e9):
+        window._observe_rate(rate, 1.0)
+        assert 4096 <= window.chunk_bytes(1.0) <= max(4096, window.limit_bytes(1.0) // 4)

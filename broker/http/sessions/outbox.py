@@ -18,6 +18,8 @@ from edge_runtime.contract.frames import Data, Frame, Progress, Result, encode_f
 __all__ = ["Outbox", "SlowReader"]
 
 _MAX_FRAMES: Final = 4096
+_PIECE_BYTES: Final = 16 * 1024
+"""Of an answer, in one frame: what else is to be said goes between two of them."""
 
 
 class SlowReader(Overloaded):
@@ -103,7 +105,7 @@ class Outbox:
         answer = min(self._answers, key=lambda waiting: waiting.priority)  # the first of these
         self._answers.remove(answer)
         start = answer.written
-        data = bytes(answer.body[start : start + limits.MAX_DATA_BYTES])
+        data = bytes(answer.body[start : start + _PIECE_BYTES])
         answer.written += len(data)
         if answer.written < len(answer.body):
             self._answers.append(answer)

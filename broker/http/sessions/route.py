@@ -16,6 +16,7 @@ from edge_runtime.contract.frames import SUBPROTOCOL
 
 __all__ = ["session"]
 
+_WRITE_AHEAD_BYTES: Final = 16 * 1024
 _CLOSE_S: Final = 1.0
 """How long to wait for the other side's close frame."""
 
@@ -55,7 +56,7 @@ async def session(request: web.Request) -> web.StreamResponse:
         compress=False,
         max_msg_size=limits.MAX_FRAME_BYTES,
         timeout=_CLOSE_S,
-        writer_limit=limits.MAX_DATA_BYTES,
+        writer_limit=_WRITE_AHEAD_BYTES,
     )
     if not connection.can_prepare(request):
         raise WireError("the WebSocket upgrade is incomplete: see RFC 6455 section 4.1")
