@@ -98,7 +98,7 @@ async def answer_once(
     tenant = "" if trace.principal is None else trace.principal.tenant
     known = services.replays.find(tenant, ask.key, ask.fingerprint)
     if known is not None and known.joinable:
-        trace.joined = True
+        trace.joined = trace.admitted = True
         services.telemetry.replayed()
         await upload.skip()
         return await _join(known, ask, upload)

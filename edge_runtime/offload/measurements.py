@@ -38,12 +38,17 @@ class Measurements:
         self._last_used_s: float | None = None
         self._window_bytes = float(INITIAL_WINDOW_BYTES)
 
-    def on_link(self, link_type: str) -> None:
-        """Another link type forgets the old link's samples; ``unknown`` changes nothing."""
-        if link_type not in ("unknown", "none", self.link_type):
-            self.link_type = link_type
-            self.link = LinkEstimator.prior(link_type)
-            self.rtt = RttEstimator.prior(link_type)
+    def on_link(self, link_type: str) -> bool:
+        """Another link type forgets the old link's samples; ``unknown`` changes nothing.
+
+        Returns whether it is another one.
+        """
+        if link_type in ("unknown", "none", self.link_type):
+            return False
+        self.link_type = link_type
+        self.link = LinkEstimator.prior(link_type)
+        self.rtt = RttEstimator.prior(link_type)
+        return True
 
     def outlook(
         self, now_s: float, *, warm: bool, setup_round_trips: int, in_flight_bytes: int

@@ -69,7 +69,8 @@ class Session:
         self._waiting: dict[int, asyncio.Future[HttpResponse]] = {}
         self._pings: dict[int, asyncio.Future[Pong]] = {}
         self._wake = asyncio.Event()
-        self._heard_s = time.monotonic()
+        self._unheard_s: float | None = None
+        """Since when a request waits and nothing came."""
         self._checking: asyncio.Task[None] | None = None
         self._socket = connection.get_extra_info("socket")
         self.draining = False
@@ -104,13 +105,17 @@ class Session:
         sending = self._multiplexer.request(request, body, now)
         future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
         self._waiting[sending.request.id] = future
+        if self._unheard_s is None:
+            self._unheard_s = now
         self._wake.set()
         try:
             return await future
         except asyncio.CancelledError:
             self._multiplexer.cancel(sending)
             self._wake.set()
-            self._check_silence()
+            unheard_s = self._unheard_s
+            if unheard_s is not None and time.monotonic() - unheard_s >= _SILENT_S:
+                self.check()
             raise
         finally:
             self._waiting.pop(sending.request.id, None)
@@ -139,12 +144,11 @@ class Session:
                 await self._connection.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _check_silence(self) -> None:
-        """A request was given up. If nothing came for a while, find out whether anybody is."""
-        if time.monotonic() - self._heard_s < _SILENT_S or self._checking is not None:
-            return
-        self._checking = asyncio.create_task(self._check())
-        self._tasks.append(self._checking)
+    def check(self) -> None:
+        """Find out whether the broker is still there; until it says so, ``usable`` is false."""
+        if self._checking is None and not self.ended.is_set():
+            self._checking = asyncio.create_task(self._check())
+            self._tasks.append(self._checking)
 
     async def _check(self) -> None:
         try:
@@ -168,7 +172,8 @@ class Session:
                 message = await self._connection.receive()
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     break
-                now = self._heard_s = time.monotonic()
+                now = time.monotonic()
+                self._unheard_s = now if self._waiting else None
                 event = self._multiplexer.receive(decode_frame(message.data), now)
                 if event is not None:
                     self._on_event(event)
@@ -215,6 +220,7 @@ class Session:
         elif isinstance(event, Ponged):
             if self._listener is not None:
                 self._listener.round_trip(event.round_trip_s * 1e3)
+            self.draining = self.draining or event.pong.draining
             future = self._pings.get(event.id)
             if future is not None and not future.done():
                 future.set_result(event.pong)

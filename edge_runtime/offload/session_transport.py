@@ -78,6 +78,11 @@ class SessionTransport:
         """Tell what the session measures."""
         self._listener = listener
 
+    async def path_changed(self) -> None:
+        """Ask whether the broker still hears us; until it answers, images go by POST."""
+        if self._session is not None:
+            self._session.check()
+
     async def send(self, request: HttpRequest) -> HttpResponse:
         """One exchange, over the session if it can be. Raises ``RemoteError`` or ``WireError``."""
         started = time.monotonic()
@@ -129,6 +134,8 @@ class SessionTransport:
         left_ms = int((deadline_s - time.monotonic()) * 1e3)
         if left_ms < 1:
             raise DeadlineExceeded("no time is left for the broker: allow more time")
+        if request.receipt is not None:
+            request.receipt.reset()
         response = await self._http.send(with_time_left(request, left_ms))
         self._open_soon()
         return response

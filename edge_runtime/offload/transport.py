@@ -28,6 +28,10 @@ class UploadReceipt:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Another try begins."""
         self.multiplexed = False
         """It shares a connection, which its cancelling leaves open."""
         self.sent_bytes = 0
@@ -110,3 +114,6 @@ class ReportsPath(Protocol):
 
     def report_to(self, listener: PathListener) -> None:
         """Tell this one from now on."""
+
+    async def path_changed(self) -> None:
+        """The device is on another network: doubt the connections that are open."""

@@ -108,7 +108,9 @@ class Uplink:
     def outlook(self, link_type: str) -> tuple[LinkOutlook, CloudOutlook]:
         """What a policy may know now."""
         now = time.monotonic()
-        self._measured.on_link(link_type)
+        if self._measured.on_link(link_type) and isinstance(self._transport, ReportsPath):
+            with suppress(RuntimeError):  # being closed
+                self._thread.submit(self._transport.path_changed())
         link = self._measured.outlook(
             now,
             warm=self._connection_idle(),

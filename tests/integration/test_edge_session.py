@@ -17,6 +17,7 @@ from PIL import Image
 
 from broker.server import RunningBroker
 from edge_runtime import Bundle, DeadlineExceeded, EdgeRuntime, InferenceSource, Overloaded
+from edge_runtime.conditions import Conditions
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import NetworkUnreachable
 from edge_runtime.contract.frames import SESSION_PATH
@@ -25,7 +26,7 @@ from edge_runtime.offload.client import AiohttpTransport
 from edge_runtime.offload.messages import health_request, models_request, predict_request
 from edge_runtime.offload.session_transport import SessionTransport
 from edge_runtime.offload.transport import HttpResponse, UploadReceipt
-from edge_runtime.simulation.links import steady
+from edge_runtime.simulation.links import LinkSchedule, LinkSegment, steady
 from edge_runtime.simulation.relay import Relay
 from tests.support import broker_images as images
 from tests.support.broker import broker_here, until
@@ -315,6 +316,40 @@ async def test_a_wrong_key_is_told_and_the_session_is_not_tried_again_and_again(
         assert not transport.session_open
 
 
+async def test_a_path_that_fell_silent_is_found_out_and_given_up(broker: RunningBroker):
+    port = int(broker.url.rpartition(":")[2])
+    good = LinkSegment(duration_s=1.0, uplink_mbps=20, downlink_mbps=20, rtt_ms=10)
+    outage = LinkSegment(duration_s=600, uplink_mbps=0, downlink_mbps=0, rtt_ms=10)
+    schedule = LinkSchedule((good, outage))
+    async with Relay("127.0.0.1", port, schedule) as relay, session(relay.url) as transport:
+        silent = transport._session
+        await until(lambda: relay.stats().elapsed_s > 1.0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.2):
+                await upload(transport, images.png())
+        assert not transport.session_open  # doubted: other images go by POST
+        await until(silent.ended.is_set)
+        await until(lambda: transport._session is None)
+
+
+async def test_a_quick_cancel_raises_no_doubt(broker: RunningBroker):
+    async with linked(broker, 2.0, 50.0) as relay, session(relay.url) as transport:
+        await asyncio.sleep(1.2)
+        task = asyncio.create_task(upload(transport, BIG))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert transport.session_open
+
+
+async def test_another_network_makes_a_session_prove_itself(broker: RunningBroker):
+    async with linked(broker, 2.0, 50.0) as relay, session(relay.url) as transport:
+        await transport.path_changed()
+        assert not transport.session_open
+        await until(lambda: transport.session_open)
+        assert relay.stats().connections == 1
+
+
 @contextlib.asynccontextmanager
 async def old_broker(status: int, broker: RunningBroker) -> AsyncIterator[tuple[str, list[str]]]:
     """A proxy before the broker that answers the upgrade itself."""
@@ -420,6 +455,28 @@ async def test_a_runtime_answers_over_its_session(matching: RunningBroker):
     assert status.broker.rate_samples == 3
     assert status.broker.connection_open
     assert status.counts.uploaded_bytes == sum(len(photo(seed)) for seed in range(3))
+
+
+class Moving:
+    """A device whose link type a test sets."""
+
+    link_type = "wifi"
+
+    def read(self) -> Conditions:
+        return Conditions(link_type=self.link_type)
+
+
+async def test_a_runtime_that_changes_networks_asks_its_session_first(matching: RunningBroker):
+    pings = {"direction": "in", "frame": "ping"}
+    moving = Moving()
+    async with runtime(matching.url, conditions=moving) as device:
+        transport = await session_of(device)
+        before = metric(matching, "nearfar_session_frames_total", **pings)
+        moving.link_type = "lte"
+        result = await device.arun(photo(0), deadline_ms=5000)
+        assert result.inference_source is InferenceSource.IN_CLOUD
+        await until(lambda: transport.session_open)
+    assert metric(matching, "nearfar_session_frames_total", **pings) == before + 1
 
 
 async def test_a_runtime_without_a_session_posts(matching: RunningBroker):
