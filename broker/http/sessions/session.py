@@ -74,7 +74,6 @@ class _Exchange:
 
     trace: Trace
     upload: SessionUpload
-    keyed: bool
     task: asyncio.Task[None] | None = None
 
 
@@ -272,7 +271,7 @@ class Session:
         upload = SessionUpload(
             frame, now_s, lambda admit: self._admit(trace, admit), self._outbox.add_progress
         )
-        exchange = _Exchange(trace, upload, frame.key is not None)
+        exchange = _Exchange(trace, upload)
         crowded = self._crowded(frame)
         self._exchanges[frame.id] = exchange
         self._services.in_flight += 1
