@@ -16,8 +16,10 @@ from broker.http.middleware.cors import cross_origin
 from broker.http.middleware.failures import answer_failures
 from broker.http.middleware.observe import observe
 from broker.http.routes import add_routes
+from broker.http.sessions.registry import Sessions
 from broker.models.repository import Repository
 from broker.models.warm_up import warm_up_body
+from broker.scheduling.replays import Replays
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
 from broker.telemetry import Telemetry
@@ -61,6 +63,8 @@ async def running_services(
             telemetry=telemetry,
             feeding=scheduler.start(),
             key_ring=key_ring,
+            sessions=Sessions(scheduler, telemetry),
+            replays=Replays(lambda reply: len(reply.body)),
             cors_origins=settings.cors_origins,
         )
     finally:

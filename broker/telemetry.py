@@ -95,6 +95,30 @@ class Telemetry:
             "Connections closed because what came was no HTTP.",
             registry=self.registry,
         )
+        self._sessions = Gauge("nearfar_sessions", "Open sessions.", registry=self.registry)
+        self._sessions_closed = Counter(
+            "nearfar_sessions_closed",
+            "Sessions that ended, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self._session_frames = Counter(
+            "nearfar_session_frames",
+            "Frames of sessions, by direction and type.",
+            ("direction", "frame"),
+            registry=self.registry,
+        )
+        self._session_cancels = Counter(
+            "nearfar_session_cancels",
+            "Requests that devices withdrew, by how far they were.",
+            ("phase",),
+            registry=self.registry,
+        )
+        self._replays = Counter(
+            "nearfar_replays",
+            "Retries that joined their first try or got its answer.",
+            registry=self.registry,
+        )
         self._connections = Gauge(
             "nearfar_connections", "Open connections.", registry=self.registry
         )
@@ -156,6 +180,30 @@ class Telemetry:
     def image_answered(self, model: str, queue_ms: float) -> None:
         """One image was answered after waiting so long for its batch."""
         self._queue_seconds.labels(model).observe(queue_ms / 1e3)
+
+    def session_ended(self, route: str, status: int) -> None:
+        """The upgraded connection of a session is closed."""
+        self._requests.labels(route, str(status)).inc()
+
+    def sessions_changed(self, open_now: int) -> None:
+        """A session came or went."""
+        self._sessions.set(open_now)
+
+    def session_closed(self, reason: str) -> None:
+        """Why one went."""
+        self._sessions_closed.labels(reason).inc()
+
+    def session_frame(self, direction: str, frame: str) -> None:
+        """One frame was read (``in``) or written (``out``)."""
+        self._session_frames.labels(direction, frame).inc()
+
+    def session_cancel(self, phase: str) -> None:
+        """A device withdrew a request: ``uploading``, ``waiting`` or ``ended``."""
+        self._session_cancels.labels(phase).inc()
+
+    def replayed(self) -> None:
+        """A retry needed no run of its own."""
+        self._replays.inc()
 
     def malformed_request(self) -> None:
         """Something came that is no HTTP."""

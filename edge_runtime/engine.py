@@ -62,6 +62,7 @@ def open_transport(
     api_key: str | None,
     tls: ssl.SSLContext | None,
     allow_plain_http: bool,
+    session: bool,
 ) -> Transport | None:
     """The transport to use, if any; nothing is connected yet.
 
@@ -76,11 +77,13 @@ def open_transport(
     check_broker_url(broker, with_key=api_key is not None and not allow_plain_http)
     try:
         from edge_runtime.offload.client import AiohttpTransport
+        from edge_runtime.offload.session_transport import SessionTransport
     except ImportError as error:
         raise BackendUnavailable(
             f"a broker needs {error.name}, which is not installed: pip install 'nearfar[edge]'"
         ) from None
-    return AiohttpTransport(broker, tls=tls)
+    http = AiohttpTransport(broker, tls=tls)
+    return SessionTransport(http, api_key=api_key) if session else http
 
 
 def load_local(

@@ -76,6 +76,8 @@ class EdgeRuntime:
             of the bytes, not exact.
         tls: for a broker with a private CA; certificates are verified either way.
         allow_plain_http: send the key over ``http://`` to a host that is not this one.
+        session: send images over one WebSocket where the broker has it (``docs/session.md``):
+            an upload can be cancelled, and refused before it begins. False: POST only.
         transport: instead of ``broker``: carries the requests (``edge_runtime.testing``).
 
     Raises:
@@ -101,13 +103,19 @@ class EdgeRuntime:
         jpeg_answers: bool = False,
         tls: ssl.SSLContext | None = None,
         allow_plain_http: bool = False,
+        session: bool = True,
         transport: Transport | None = None,
     ) -> None:
         self._deadline_ms = _check_deadline_ms(deadline_ms)
         if not 1 <= threads <= 256:
             raise ConfigError(f"threads must be 1 to 256, not {threads}")
         transport = open_transport(
-            broker, transport, api_key=api_key, tls=tls, allow_plain_http=allow_plain_http
+            broker,
+            transport,
+            api_key=api_key,
+            tls=tls,
+            allow_plain_http=allow_plain_http,
+            session=session,
         )
         chosen = choose_policy(policy, connected=transport is not None)
         if not chosen.uses_cloud:

@@ -211,6 +211,12 @@ class KeyRing:
             raise Unauthorized(_REFUSED)
         return Principal(tenant=key.tenant, key_id=key.id, admin=key.admin)
 
+    def require_valid(self, principal: Principal) -> None:
+        """Raise ``Unauthorized`` once the key that ``principal`` came with is revoked."""
+        self._follow()
+        if principal.key_id not in self._keys:
+            raise Unauthorized(_REFUSED)
+
     def _follow(self) -> None:
         now_s = self._clock()
         if now_s < self._next_look_s:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ from edge_runtime.contract.errors import (
     WireError,
 )
 
-__all__ = ["read_body"]
+__all__ = ["collect_body", "read_body", "request_pieces"]
 
 
 async def read_body(
@@ -25,11 +25,37 @@ async def read_body(
     too_large: Callable[[], NearfarError],
     deadline_s: float,
 ) -> bytes:
+    """The whole body of an HTTP request: ``collect_body`` of its ``request_pieces``."""
+    return await collect_body(
+        request_pieces(request), max_bytes=max_bytes, too_large=too_large, deadline_s=deadline_s
+    )
+
+
+def request_pieces(request: web.Request) -> Callable[[], Awaitable[bytes]]:
+    """Reads the next bytes of a body, none at its end; ``WireError`` for broken chunks."""
+
+    async def read_piece() -> bytes:
+        try:
+            return await request.content.readany()
+        except web.RequestPayloadError:
+            raise WireError("the chunks of the body make no sense: send it again") from None
+
+    return read_piece
+
+
+async def collect_body(
+    read_piece: Callable[[], Awaitable[bytes]],
+    *,
+    max_bytes: int,
+    too_large: Callable[[], NearfarError],
+    deadline_s: float,
+) -> bytes:
     """The whole body, at most ``max_bytes``; ``deadline_s`` is on the event loop's clock.
 
-    Raises ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
-    ``limits.MAX_BODY_IDLE_MS`` between two pieces), what ``too_large`` gives or, for broken chunks,
-    ``WireError``.
+    ``read_piece`` waits for the next bytes and gives none at the end. Raises
+    ``DeadlineExceeded``, ``UploadStalled`` (``limits.MAX_BODY_MS`` in all,
+    ``limits.MAX_BODY_IDLE_MS`` between two pieces), what ``too_large`` gives, and what
+    ``read_piece`` raises.
     """
     loop = asyncio.get_running_loop()
     end_s = min(deadline_s, loop.time() + limits.MAX_BODY_MS / 1e3)
@@ -39,7 +65,7 @@ async def read_body(
         async with asyncio.timeout_at(end_s) as limit:
             while True:
                 limit.reschedule(min(end_s, loop.time() + limits.MAX_BODY_IDLE_MS / 1e3))
-                piece = await request.content.readany()
+                piece = await read_piece()
                 if not piece:
                     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 size += len(piece)
@@ -55,5 +81,3 @@ async def read_body(
         raise UploadStalled(
             f"the body stopped arriving after {size} bytes: send it again"
         ) from None
-    except web.RequestPayloadError:
-        raise WireError("the chunks of the body make no sense: send it again") from None

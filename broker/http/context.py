@@ -9,8 +9,11 @@ from aiohttp import web
 
 from broker.accounts.keys import KeyRing, Principal
 from broker.executors.base import Executor
+from broker.http.reply import Reply
+from broker.http.sessions.registry import Sessions
 from broker.models.repository import Repository
 from broker.models.servable import ModelKey
+from broker.scheduling.replays import Replays
 from broker.scheduling.scheduler import Scheduler
 from broker.telemetry import Telemetry
 
@@ -29,6 +32,8 @@ class Services:
     """The scheduler's loop."""
     key_ring: KeyRing | None
     """None: nobody is asked for a key."""
+    sessions: Sessions
+    replays: Replays[Reply]
     cors_origins: tuple[str, ...] = ()
     draining: bool = False
     in_flight: int = 0
@@ -46,6 +51,9 @@ class Trace:
     principal: Principal | None = None
     model: ModelKey | None = None
     """Set once it is known to exist."""
+    admitted: bool = False
+    joined: bool = False
+    """A retry that waited for its first try, or got its answer."""
     code: str | None = None
     """Of the error that was answered."""
     upload_bytes: int = 0

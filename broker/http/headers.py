@@ -32,9 +32,13 @@ __all__ = [
     "SEED",
     "BodyKind",
     "Query",
+    "announced_bytes",
     "body_kind",
+    "check_top_k",
     "defer_continue",
+    "known_media_type",
     "parse_query",
+    "require_known",
     "send_continue",
     "single_header",
     "upload_bound_bytes",
@@ -94,7 +98,11 @@ def upload_media_type(request: web.Request, kind: BodyKind) -> str:
         raise MediaTypeUnsupported(
             "Content-Encoding is not taken: send the body as it is, images are compressed already"
         )
-    declared = single_header(request, hdrs.CONTENT_TYPE) or ""
+    return known_media_type(single_header(request, hdrs.CONTENT_TYPE) or "", kind)
+
+
+def known_media_type(declared: str, kind: BodyKind) -> str:
+    """``declared`` without parameters. Raises ``MediaTypeUnsupported``."""
     media_type = declared.partition(";")[0].strip().lower()
     if media_type not in kind.media_types:
         raise MediaTypeUnsupported(kind.instead)
@@ -110,11 +118,16 @@ def upload_bound_bytes(request: web.Request, kind: BodyKind) -> int:
         if not request.body_exists:
             raise kind.empty()
         return kind.max_bytes
-    if request.content_length > kind.max_bytes:
+    return announced_bytes(request.content_length, kind)
+
+
+def announced_bytes(size_bytes: int, kind: BodyKind) -> int:
+    """``size_bytes``, where a body may have so many. Raises the errors of ``kind``."""
+    if size_bytes > kind.max_bytes:
         raise kind.too_large()
-    if request.content_length == 0:
+    if size_bytes == 0:
         raise kind.empty()
-    return request.content_length
+    return size_bytes
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,19 +144,24 @@ def parse_query(request: web.Request, task: Task) -> Query:
 
     Raises ``WireError`` on anything else in the query, ``LimitExceeded`` above a limit.
     """
+    require_known(set(request.query), task)
+    return Query(
+        top_k=_parse_top_k(request.query.getall("top_k", [])),
+        palette=_parse_palette(request.query.getall("palette", [])),
+    )
+
+
+def require_known(names: set[str], task: Task) -> None:
+    """Raise ``WireError`` where a parameter is none of this task's."""
     known: tuple[str, ...] = ()
     if isinstance(task, ClassificationTask | DetectionTask):
         known = ("top_k",)
     elif isinstance(task, SegmentationTask):
         known = ("palette",)
-    unknown = sorted(set(request.query) - set(known))
+    unknown = sorted(names - set(known))
     if unknown:
         allowed = f"only {known[0]} is known" if known else "this model takes none"
         raise WireError(f"unknown query parameter {unknown[0][:64]!r}: {allowed}")
-    return Query(
-        top_k=_parse_top_k(request.query.getall("top_k", [])),
-        palette=_parse_palette(request.query.getall("palette", [])),
-    )
 
 
 def _parse_top_k(values: list[str]) -> int | None:
@@ -151,11 +169,18 @@ def _parse_top_k(values: list[str]) -> int | None:
         return None
     if len(values) > 1 or not (values[0].isascii() and values[0].isdigit()):
         raise WireError("top_k must be one whole number, at least 1")
-    if len(values[0]) > 9 or int(values[0]) > limits.MAX_TOP_K:
+    if len(values[0]) > 9:
         raise LimitExceeded(f"top_k must be at most {limits.MAX_TOP_K}")
-    if int(values[0]) < 1:
+    return check_top_k(int(values[0]))
+
+
+def check_top_k(top_k: int) -> int:
+    """``top_k`` itself. Raises ``WireError`` below 1, ``LimitExceeded`` above the limit."""
+    if top_k > limits.MAX_TOP_K:
+        raise LimitExceeded(f"top_k must be at most {limits.MAX_TOP_K}")
+    if top_k < 1:
         raise WireError("top_k must be at least 1")
-    return int(values[0])
+    return top_k
 
 
 def _parse_palette(values: list[str]) -> bool:

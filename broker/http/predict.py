@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-
-import msgspec
 from aiohttp import hdrs, web
 
-from broker.executors.base import BatchItem
-from broker.http.accept import AnswerType, answer_types, negotiate
-from broker.http.body import read_body
-from broker.http.context import SERVICES, TRACE, Services, Trace
+from broker.http.accept import answer_types, negotiate
+from broker.http.answering import Ask, answer_once
+from broker.http.body import request_pieces
+from broker.http.context import SERVICES, TRACE
 from broker.http.headers import (
-    BodyKind,
     body_kind,
     parse_query,
     send_continue,
@@ -21,37 +17,24 @@ from broker.http.headers import (
     upload_media_type,
 )
 from broker.http.protocol import BrokerProtocol
-from broker.models.servable import OpenedServable
+from broker.http.reply import Reply
 from broker.scheduling.admission import UploadRate
-from broker.scheduling.ticket import Answer, Ticket
-from edge_runtime.contract.errors import (
-    DeadlineExceeded,
-    ImageUnreadable,
-    MediaTypeUnsupported,
-)
-from edge_runtime.contract.imaging import sniff_media_type
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
     JSON_MEDIA_TYPE,
     SERVER_TIMING_HEADER,
-    PredictAnswer,
-    ServerTiming,
-    decode_seed,
     format_picture_headers,
     format_server_timing,
     parse_deadline_ms,
+    parse_idempotency_key,
 )
 
 __all__ = ["predict"]
 
-_encoder = msgspec.json.Encoder()
-
 
 async def predict(request: web.Request) -> web.Response:
-    """Refuse on the headers, or read the body, queue it and answer by the deadline.
-
-    Everything up to ``admitted`` looks at headers only: a refusal costs no upload.
-    """
+    """Refuse on the headers, or read the body, queue it and answer by the deadline."""
     services, trace = request.app[SERVICES], request[TRACE]
     servable = services.repository.get(request.match_info["name"])
     trace.model = servable.key
@@ -61,26 +44,41 @@ async def predict(request: web.Request) -> web.Response:
     query = parse_query(request, servable.task)
     wanted = negotiate(single_header(request, hdrs.ACCEPT), answer_types(servable.task))
     deadline_ms = parse_deadline_ms(single_header(request, DEADLINE_HEADER))
-    deadline_s = trace.arrived_s + deadline_ms / 1e3
-    upload_rate = _upload_rate(request)
-    upload_ms = upload_rate.expected_ms(request.content_length or 0, trace.arrived_s)
-    with services.scheduler.admitted(servable.key, deadline_s, bound_bytes, upload_ms) as ticket:
-        await send_continue(request)
-        body = await _receive(request, trace, ticket, kind)
-        upload_rate.observe(len(body), trace.recv_ms or 0.0, trace.arrived_s)
-        services.telemetry.body_read(len(body))
-        _check_content(body, media_type)
-        item = BatchItem(
-            body,
-            top_k=query.top_k,
-            media_type="image/jpeg" if wanted == "image/jpeg" else "image/png",
-            colored=query.palette,
-        )
-        answer = await _answer_in_time(services, ticket, item)
-    trace.queue_ms = answer.queue_ms
-    trace.inference_ms = answer.inference_ms
-    services.telemetry.image_answered(servable.key.name, answer.queue_ms)
-    return _respond(servable, answer, trace, wanted)
+    ask = Ask(
+        servable=servable,
+        kind=kind,
+        media_type=media_type,
+        size_bytes=request.content_length,
+        bound_bytes=bound_bytes,
+        query=query,
+        wanted=wanted,
+        deadline_s=trace.arrived_s + deadline_ms / 1e3,
+        key=parse_idempotency_key(single_header(request, IDEMPOTENCY_HEADER)),
+    )
+    upload = _Upload(request)
+    return _respond(await answer_once(services, trace, ask, _upload_rate(request), upload))
+
+
+class _Upload:
+    """The body of an HTTP request."""
+
+    withdrawn = False
+    """Nobody can say so but by closing the connection, which may as well be an accident."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._read_piece = request_pieces(request)
+
+    async def begin(self) -> None:
+        """``100 Continue``, where the client waits for it."""
+        await send_continue(self._request)
+
+    async def skip(self) -> None:
+        """The answer comes at once; what of the body is under way is read and dropped."""
+
+    async def read_piece(self) -> bytes:
+        """The next bytes. Raises ``WireError`` for broken chunks."""
+        return await self._read_piece()
 
 
 def _upload_rate(request: web.Request) -> UploadRate:
@@ -89,53 +87,8 @@ def _upload_rate(request: web.Request) -> UploadRate:
     return protocol.upload_rate if isinstance(protocol, BrokerProtocol) else UploadRate()
 
 
-async def _receive(request: web.Request, trace: Trace, ticket: Ticket, kind: BodyKind) -> bytes:
-    loop = asyncio.get_running_loop()
-    started_s = loop.time()
-    body = await read_body(
-        request,
-        max_bytes=ticket.upload_bytes,
-        too_large=kind.too_large,
-        deadline_s=ticket.deadline_s,
-    )
-    trace.recv_ms = (loop.time() - started_s) * 1e3
-    trace.upload_bytes = len(body)
-    return body
-
-
-def _check_content(body: bytes, declared: str) -> None:
-    if declared == JSON_MEDIA_TYPE:
-        decode_seed(body)
-        return
-    found = sniff_media_type(body)
-    if found is None:
-        raise ImageUnreadable("the body is no JPEG, PNG or WebP image: send one of those")
-    if found != declared:
-        raise MediaTypeUnsupported(
-            f"Content-Type says {declared} and the body is {found}: make them agree"
-        )
-
-
-async def _answer_in_time(services: Services, ticket: Ticket, item: BatchItem) -> Answer:
-    try:
-        async with asyncio.timeout_at(ticket.deadline_s):
-            return await services.scheduler.submit(ticket, item)
-    except TimeoutError:
-        raise DeadlineExceeded(
-            "the deadline passed before the answer: answer on the device, or allow more time"
-        ) from None
-
-
-def _respond(
-    servable: OpenedServable, answer: Answer, trace: Trace, wanted: AnswerType
-) -> web.Response:
-    timing = ServerTiming(
-        recv_ms=trace.recv_ms, queue_ms=answer.queue_ms, inference_ms=answer.inference_ms
-    )
-    headers = {SERVER_TIMING_HEADER: format_server_timing(timing)}
-    picture = answer.encoded.mask or answer.encoded.image
-    if wanted != JSON_MEDIA_TYPE and picture is not None:
-        headers |= format_picture_headers(servable.ref, picture.region)
-        return web.Response(body=picture.data, content_type=picture.media_type, headers=headers)
-    body = _encoder.encode(PredictAnswer.of(servable.ref, answer.encoded))
-    return web.Response(body=body, content_type=JSON_MEDIA_TYPE, headers=headers)
+def _respond(reply: Reply) -> web.Response:
+    headers = {SERVER_TIMING_HEADER: format_server_timing(reply.timing)}
+    if reply.media_type != JSON_MEDIA_TYPE:
+        headers |= format_picture_headers(reply.model, reply.region)
+    return web.Response(body=reply.body, content_type=reply.media_type, headers=headers)

@@ -6,6 +6,8 @@ from aiohttp import web
 
 from broker.http import metrics, models, oip, oip_infer, oip_repository, predict
 from broker.http.headers import defer_continue
+from broker.http.sessions.route import session
+from edge_runtime.contract.frames import SESSION_PATH
 
 __all__ = ["add_routes"]
 
@@ -42,6 +44,7 @@ def add_routes(router: web.UrlDispatcher) -> None:
             oip.model_ready,
             "oip_version_ready",
         ),
+        (SESSION_PATH, session, "session"),
         ("/metrics", metrics.metrics, "metrics"),
     )
     for path, handler, name in gets:

@@ -94,6 +94,43 @@ MAX_BODY_IDLE_MS: Final = 10_000
 MAX_HEADER_BLOCK_MS: Final = 10_000
 """From the first byte of a request to the end of its headers. The connection is closed."""
 
+# Sessions ---------------------------------------------------------------------
+SESSION_WINDOW_BYTES: Final = 24 * 1024
+"""What a device may have under way on a session beyond what the broker's acknowledgements
+prove the link to hold, and so about what a cancel loses; docs/session.md has the rule."""
+MAX_DATA_BYTES: Final = 64 * 1024
+"""Payload of one DATA frame. ``LimitExceeded``."""
+MAX_CONTROL_BYTES: Final = 8 * 1024
+"""JSON of one frame. ``LimitExceeded``."""
+MAX_FRAME_BYTES: Final = 96 * 1024
+"""One frame. ``LimitExceeded``; the connection is closed."""
+PROGRESS_EVERY_BYTES: Final = 8 * 1024
+"""A PROGRESS frame is sent after so many bytes, at the latest."""
+PROGRESS_EVERY_MS: Final = 10
+"""And of fewer bytes after so long."""
+MAX_SESSIONS: Final = 1024
+"""Open at one time. ``Overloaded``."""
+MAX_SESSIONS_PER_TENANT: Final = 256
+"""Open at one time for one tenant. ``Overloaded``."""
+MAX_SESSION_REQUESTS: Final = 32
+"""In flight on one session. ``Overloaded``."""
+MAX_SESSION_UPLOAD_BYTES: Final = 32 * 2**20
+"""Announced and not yet answered, of one session. ``Overloaded``."""
+MAX_SESSION_ANSWER_BYTES: Final = 64 * 2**20
+"""Answers that wait for a reader, of one session. The connection is closed."""
+MAX_HELLO_MS: Final = 5_000
+"""From the upgrade to HELLO. The connection is closed."""
+MAX_SESSION_IDLE_MS: Final = 300_000
+"""Without a frame and without a request in flight. The connection is closed."""
+MAX_SESSION_WRITE_MS: Final = 10_000
+"""A reader that takes nothing for so long. The connection is closed."""
+MAX_REPLAYS_PER_TENANT: Final = 256
+"""Idempotency keys that are remembered; the oldest is forgotten first."""
+MAX_REPLAY_BYTES: Final = 64 * 2**20
+"""Answers kept for a retry, of all tenants together; the oldest is forgotten first."""
+REPLAY_TTL_MS: Final = 60_000
+"""How long an answer is kept for a retry."""
+
 # Models to convert --------------------------------------------------------------
 MAX_WEIGHTS_BYTES: Final = 4 * 2**30
 """A file of trained weights, unpacked: a billion numbers in 32 bits. ``SourceError``."""

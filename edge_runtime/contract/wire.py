@@ -4,6 +4,8 @@ Request headers
     ``X-Deadline-Ms``      integer milliseconds left when the request was sent; the broker
                            counts it from the end of the header block. No clocks compared.
     ``X-Request-Id``       optional, 1 to 128 of ``[A-Za-z0-9_.-]``; echoed.
+    ``Idempotency-Key``    optional, of the same letters: a retry under the same key joins
+                           the first try, or gets its answer, for a minute.
 Response headers
     ``Server-Timing``      ``recv;dur=..., q;dur=..., inf;dur=...`` in milliseconds:
                            reading the body, waiting in the queue, running the model
@@ -37,6 +39,7 @@ from edge_runtime.contract.tasks.detection import Box
 
 __all__ = [
     "DEADLINE_HEADER",
+    "IDEMPOTENCY_HEADER",
     "JSON_MEDIA_TYPE",
     "MAX_SEED",
     "MAX_SEED_BODY_BYTES",
@@ -54,6 +57,7 @@ __all__ = [
     "Region",
     "SeedRequest",
     "ServerTiming",
+    "check_deadline_ms",
     "decode_answer",
     "decode_problem",
     "decode_seed",
@@ -61,6 +65,7 @@ __all__ = [
     "format_picture_headers",
     "format_server_timing",
     "parse_deadline_ms",
+    "parse_idempotency_key",
     "parse_picture_headers",
     "parse_queue_delay_ms",
     "parse_request_id",
@@ -69,6 +74,7 @@ __all__ = [
 
 DEADLINE_HEADER: Final = "X-Deadline-Ms"
 REQUEST_ID_HEADER: Final = "X-Request-Id"
+IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 QUEUE_DELAY_HEADER: Final = "X-Queue-Delay-Ms"
 SERVER_TIMING_HEADER: Final = "Server-Timing"
 JSON_MEDIA_TYPE: Final = "application/json"
@@ -225,7 +231,11 @@ def parse_deadline_ms(value: str | None) -> int:
         return limits.DEFAULT_DEADLINE_MS
     if not _INTEGER.match(value):
         raise WireError(f"{DEADLINE_HEADER} must be a whole number of milliseconds")
-    deadline_ms = int(value)
+    return check_deadline_ms(int(value))
+
+
+def check_deadline_ms(deadline_ms: int) -> int:
+    """``deadline_ms`` itself. Raises ``WireError`` below 1, ``LimitExceeded`` above the limit."""
     if deadline_ms < 1:
         raise WireError(
             f"{DEADLINE_HEADER} is 0: no time is left; answer on the device, "
@@ -242,6 +252,15 @@ def parse_request_id(value: str | None) -> str | None:
         return None
     if not _REQUEST_ID.match(value):
         raise WireError(f"{REQUEST_ID_HEADER} must be 1 to 128 of A-Z a-z 0-9 _ . -")
+    return value
+
+
+def parse_idempotency_key(value: str | None) -> str | None:
+    """The caller's idempotency key, or None when it sent none. Raises ``WireError``."""
+    if value is None:
+        return None
+    if not _REQUEST_ID.match(value):
+        raise WireError(f"{IDEMPOTENCY_HEADER} must be 1 to 128 of A-Z a-z 0-9 _ . -")
     return value
 
 

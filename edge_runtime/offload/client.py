@@ -24,12 +24,16 @@ from edge_runtime.offload.failures import translate
 from edge_runtime.offload.resolver import DaemonResolver
 from edge_runtime.offload.transport import HttpRequest, HttpResponse
 
-__all__ = ["AiohttpTransport"]
+__all__ = ["AiohttpTransport", "UpgradeRefused"]
 
 _KEEPALIVE_S = 300.0
 _MAX_CONNECTIONS = 8
 _DNS_CACHE_S = 60
 _CHUNK = 1 << 16
+
+
+class UpgradeRefused(WireError):
+    """HTTP works, WebSocket does not: an older broker, or a proxy in between."""
 
 
 class AiohttpTransport:
@@ -74,6 +78,35 @@ class AiohttpTransport:
                 )
         except Exception as error:
             raise translate(error, self._url) from error
+
+    async def open_websocket(
+        self, path: str, *, protocol: str, max_frame_bytes: int, api_key: str | None = None
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Upgrade a connection, an idle one if there is one.
+
+        Raises ``UpgradeRefused`` when HTTP answered instead, else ``RemoteError`` or
+        ``WireError``.
+        """
+        session = self._session or self._open()
+        try:
+            opened = await session.ws_connect(
+                self._url + path,
+                protocols=(protocol,),
+                headers=None if api_key is None else {"Authorization": f"Bearer {api_key}"},
+                compress=0,
+                max_msg_size=max_frame_bytes,
+                timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            raise UpgradeRefused(
+                f"{self._url} answered HTTP {error.status} to the upgrade: POST is used instead"
+            ) from error
+        except Exception as error:
+            raise translate(error, self._url) from error
+        if opened.protocol != protocol:
+            await opened.close()
+            raise UpgradeRefused(f"{self._url} does not speak {protocol}: POST is used instead")
+        return opened
 
     async def _read(self, response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
         body = bytearray()
@@ -126,9 +159,13 @@ class AiohttpTransport:
 
 
 async def _wait_starts(_session: Any, context: Any, _params: Any) -> None:
+    if context.trace_request_ctx is None:
+        return  # an upgrade
     context.trace_request_ctx.wait_since = time.perf_counter()
 
 
 async def _wait_ends(_session: Any, context: Any, _params: Any) -> None:
     timing = context.trace_request_ctx
+    if timing is None:
+        return
     timing.connect_ms += (time.perf_counter() - timing.wait_since) * 1e3

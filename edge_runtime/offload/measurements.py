@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+from edge_runtime.contract import limits
 from edge_runtime.contract.wire import (
     QUEUE_DELAY_HEADER,
     SERVER_TIMING_HEADER,
@@ -11,12 +14,14 @@ from edge_runtime.contract.wire import (
 )
 from edge_runtime.estimators import CloudEstimator, LinkEstimator, RttEstimator
 from edge_runtime.estimators.transfer import INITIAL_WINDOW_BYTES, required_rate, wire_bytes
-from edge_runtime.offload.transport import HttpResponse
+from edge_runtime.offload.transport import HttpResponse, UploadReceipt
 from edge_runtime.policies.base import LinkOutlook
 
-__all__ = ["Measurements"]
+__all__ = ["Measurements", "PathReports"]
 
 _MAX_WINDOW_BYTES = 1 << 20
+_MIN_MEASURED_BYTES = limits.PROGRESS_EVERY_BYTES
+"""Of a cancelled upload: less than one acknowledgement says nothing but "slow"."""
 
 
 class Measurements:
@@ -33,12 +38,17 @@ class Measurements:
         self._last_used_s: float | None = None
         self._window_bytes = float(INITIAL_WINDOW_BYTES)
 
-    def on_link(self, link_type: str) -> None:
-        """Another link type forgets the old link's samples; ``unknown`` changes nothing."""
-        if link_type not in ("unknown", "none", self.link_type):
-            self.link_type = link_type
-            self.link = LinkEstimator.prior(link_type)
-            self.rtt = RttEstimator.prior(link_type)
+    def on_link(self, link_type: str) -> bool:
+        """Another link type forgets the old link's samples; ``unknown`` changes nothing.
+
+        Returns whether it is another one.
+        """
+        if link_type in ("unknown", "none", self.link_type):
+            return False
+        self.link_type = link_type
+        self.link = LinkEstimator.prior(link_type)
+        self.rtt = RttEstimator.prior(link_type)
+        return True
 
     def outlook(
         self, now_s: float, *, warm: bool, setup_round_trips: int, in_flight_bytes: int
@@ -75,7 +85,13 @@ class Measurements:
         self._last_used_s = now_s
 
     def learn(
-        self, response: HttpResponse, body_bytes: int, window_bytes: float, now_s: float
+        self,
+        response: HttpResponse,
+        body_bytes: int,
+        window_bytes: float,
+        now_s: float,
+        *,
+        receipt: UploadReceipt | None = None,
     ) -> ServerTiming:
         """One answer to a request whose upload began with a window of ``window_bytes``."""
         timing = parse_server_timing(response.headers.get(SERVER_TIMING_HEADER.lower()))
@@ -85,7 +101,7 @@ class Measurements:
         )
         if response.connect_ms > 0:
             window_bytes = INITIAL_WINDOW_BYTES
-        if timing.recv_ms is not None:
+        if timing.recv_ms is not None and not (receipt is not None and receipt.rate_reported):
             self.link = self.link.observe_upload(
                 body_bytes, timing.recv_ms, self.rtt.srtt_ms, now_s, window_bytes=window_bytes
             )
@@ -106,14 +122,49 @@ class Measurements:
         round_trips: int,
         window_bytes: float,
         now_s: float,
+        receipt: UploadReceipt | None = None,
     ) -> None:
-        """An upload without an answer after ``elapsed_ms``: a bound on the rate, no sample.
+        """An upload without an answer after ``elapsed_ms``: a bound on the rate.
 
-        ``round_trips``: of the connection's set-up, if it had to be opened, and one for the
-        answer.
+        Where the broker acknowledged a part, that part is a sample instead. ``round_trips``:
+        of the connection's set-up, if it had to be opened, and one for the answer.
         """
+        if receipt is not None and receipt.rate_reported:
+            return
+        if receipt is not None and receipt.received_bytes >= _MIN_MEASURED_BYTES:
+            self.link = self.link.observe_upload(
+                receipt.received_bytes,
+                receipt.elapsed_ms,
+                self.rtt.srtt_ms,
+                now_s,
+                window_bytes=window_bytes,
+            )
+            return
+        if receipt is not None and receipt.multiplexed:
+            body_bytes = min(body_bytes, _MIN_MEASURED_BYTES)
         cloud = self.cloud
         server_ms = cloud.queue_ms(now_s) + cloud.inference_mean_ms + cloud.answer_mean_ms
         budget_ms = elapsed_ms - server_ms - round_trips * self.rtt.srtt_ms
         bound = required_rate(wire_bytes(body_bytes), budget_ms, self.rtt.srtt_ms, window_bytes)
         self.link = self.link.observe_at_most(bound, now_s)
+
+
+class PathReports:
+    """Feeds what a session measures between its answers."""
+
+    def __init__(self, measured: Measurements) -> None:
+        self._measured = measured
+
+    def round_trip(self, rtt_ms: float) -> None:
+        """A ping came back."""
+        self._measured.rtt = self._measured.rtt.observe(rtt_ms)
+        self._measured.used(time.monotonic())
+
+    def rate(self, bytes_per_s: float) -> None:
+        """The broker received so fast."""
+        self._measured.link = self._measured.link.observe(bytes_per_s, time.monotonic())
+
+    def queue_delay(self, delay_ms: float) -> None:
+        """The broker announced the wait of a new request."""
+        cloud = self._measured.cloud
+        self._measured.cloud = cloud.observe(ServerTiming(), delay_ms, time.monotonic())

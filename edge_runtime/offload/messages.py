@@ -34,6 +34,7 @@ from edge_runtime.contract.tasks import (
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
     JSON_MEDIA_TYPE,
     REQUEST_ID_HEADER,
     EncodedAnswer,
@@ -45,7 +46,7 @@ from edge_runtime.contract.wire import (
     parse_picture_headers,
 )
 from edge_runtime.offload.discovery import Expected, check_labels
-from edge_runtime.offload.transport import HttpRequest, HttpResponse
+from edge_runtime.offload.transport import HttpRequest, HttpResponse, UploadReceipt
 
 __all__ = [
     "CloudReply",
@@ -106,8 +107,10 @@ def predict_request(
     deadline_ms: int,
     api_key: str | None,
     accept: str = JSON_MEDIA_TYPE,
+    receipt: UploadReceipt | None = None,
 ) -> HttpRequest:
     """One image or seed to answer within ``deadline_ms``."""
+    unique = uuid4().hex
     return HttpRequest(
         method="POST",
         path=f"/v1/models/{model}:predict",
@@ -116,10 +119,12 @@ def predict_request(
             "Accept": accept,
             "Content-Type": media_type,
             DEADLINE_HEADER: str(min(deadline_ms, limits.MAX_DEADLINE_MS)),
-            REQUEST_ID_HEADER: uuid4().hex,
+            REQUEST_ID_HEADER: unique,
+            IDEMPOTENCY_HEADER: unique,
         },
         body=body,
         max_answer_bytes=limits.MAX_ANSWER_BYTES,
+        receipt=receipt,
     )
 
 

@@ -11,7 +11,37 @@ from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
-__all__ = ["HttpRequest", "HttpResponse", "Transport"]
+__all__ = [
+    "HttpRequest",
+    "HttpResponse",
+    "PathListener",
+    "ReportsPath",
+    "Transport",
+    "UploadReceipt",
+]
+
+
+class UploadReceipt:
+    """How far one upload came; filled in by a transport that can tell.
+
+    Without ``multiplexed`` nothing is known, and a cancelled upload has cost its connection.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Another try begins."""
+        self.multiplexed = False
+        """It shares a connection, which its cancelling leaves open."""
+        self.sent_bytes = 0
+        """Of the body, handed to the connection."""
+        self.received_bytes = 0
+        """Of the body, as the broker acknowledged."""
+        self.elapsed_ms = 0.0
+        """On the broker's clock, until the last acknowledgement."""
+        self.rate_reported = False
+        """The listener got samples of the rate while it went on."""
 
 
 class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +52,7 @@ class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     body: bytes = b""
     max_answer_bytes: int
+    receipt: UploadReceipt | None = None
 
 
 class HttpResponse(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +79,10 @@ class Transport(Protocol):
 
     @property
     def open_connections(self) -> int:
-        """Connections open now, busy or idle. Called from any thread."""
+        """Connections open now, busy or idle. Called from any thread.
+
+        One that carries many requests counts as many.
+        """
 
     async def send(self, request: HttpRequest) -> HttpResponse:
         """Send and read the whole answer, whatever its status.
@@ -59,3 +93,27 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection."""
+
+
+class PathListener(Protocol):
+    """Told what a transport learns beside its answers. Quick, and raises nothing."""
+
+    def round_trip(self, rtt_ms: float) -> None:
+        """A message went to the broker and back, past no queue of ours."""
+
+    def rate(self, bytes_per_s: float) -> None:
+        """What the broker received while bytes waited to be sent."""
+
+    def queue_delay(self, delay_ms: float) -> None:
+        """The broker announced the wait of a new request."""
+
+
+@runtime_checkable
+class ReportsPath(Protocol):
+    """A transport that measures the path all the time."""
+
+    def report_to(self, listener: PathListener) -> None:
+        """Tell this one from now on."""
+
+    async def path_changed(self) -> None:
+        """The device is on another network: doubt the connections that are open."""

@@ -29,7 +29,7 @@ from edge_runtime.contract.wire import ModelRef, PictureType, ServerTiming
 from edge_runtime.offload.discovery import Expected, ServedModel, choose_model, decode_models
 from edge_runtime.offload.health import Health
 from edge_runtime.offload.loop import LoopThread
-from edge_runtime.offload.measurements import Measurements
+from edge_runtime.offload.measurements import Measurements, PathReports
 from edge_runtime.offload.messages import (
     CloudReply,
     accept_header,
@@ -39,7 +39,13 @@ from edge_runtime.offload.messages import (
     read_answer,
     refusal,
 )
-from edge_runtime.offload.transport import HttpRequest, HttpResponse, Transport
+from edge_runtime.offload.transport import (
+    HttpRequest,
+    HttpResponse,
+    ReportsPath,
+    Transport,
+    UploadReceipt,
+)
 from edge_runtime.policies.base import CloudOutlook, LinkOutlook
 from edge_runtime.results import BrokerStatus
 
@@ -84,6 +90,8 @@ class Uplink:
         self._api_key = api_key
         self._health = Health(random)
         self._measured = Measurements(link_type)
+        if isinstance(transport, ReportsPath):
+            transport.report_to(PathReports(self._measured))
         self._model: ServedModel | None = None
         self.uploads = 0
         self.uploaded_bytes = 0
@@ -100,7 +108,9 @@ class Uplink:
     def outlook(self, link_type: str) -> tuple[LinkOutlook, CloudOutlook]:
         """What a policy may know now."""
         now = time.monotonic()
-        self._measured.on_link(link_type)
+        if self._measured.on_link(link_type) and isinstance(self._transport, ReportsPath):
+            with suppress(RuntimeError):  # being closed
+                self._thread.submit(self._transport.path_changed())
         link = self._measured.outlook(
             now,
             warm=self._connection_idle(),
@@ -140,8 +150,8 @@ class Uplink:
         """Upload one image or seed; the future ends by ``deadline_s`` (``time.monotonic``).
 
         It raises ``RemoteError``, ``WireError``, ``LabelsMismatch``, ``ImageError`` (the
-        broker's verdict) or ``ConfigError`` (several models fit). Cancelling it closes the
-        connection it uses.
+        broker's verdict) or ``ConfigError`` (several models fit). Cancelling it withdraws the
+        request; without a session, it closes the connection that it uses.
         """
         try:
             return self._thread.submit(self._offload(body, media_type, deadline_s))
@@ -215,8 +225,9 @@ class Uplink:
             raise TimeoutError
         window_bytes = self._measured.window_bytes(sent)
         set_up = self._setup_round_trips()
+        receipt = UploadReceipt()
         request = predict_request(
-            model.name, body, media_type, left_ms, self._api_key, self._accept
+            model.name, body, media_type, left_ms, self._api_key, self._accept, receipt
         )
         self._in_flight_bytes += len(body)
         self.uploads += 1
@@ -231,13 +242,18 @@ class Uplink:
                 round_trips=1 + set_up,
                 window_bytes=window_bytes,
                 now_s=now,
+                receipt=receipt,
             )
-            if not self._closing:
+            if not receipt.multiplexed and not self._closing:
                 self._start_warming()  # the cut connection is closed: have another one ready
             raise
         finally:
             self._in_flight_bytes -= len(body)
-        timing = self._measured.learn(response, len(body), window_bytes, time.monotonic())
+            if receipt.multiplexed:  # refused or cancelled: the rest was never sent
+                self.uploaded_bytes -= len(body) - receipt.sent_bytes
+        timing = self._measured.learn(
+            response, len(body), window_bytes, time.monotonic(), receipt=receipt
+        )
         return self._judge(response, model), timing
 
     def _judge(self, response: HttpResponse, model: ServedModel) -> CloudReply:

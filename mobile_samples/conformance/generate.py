@@ -31,9 +31,10 @@ from edge_runtime.contract.wire import (
     parse_queue_delay_ms,
     parse_server_timing,
 )
+from mobile_samples.conformance.frames import frame_vectors
 
 HERE = Path(__file__).parent
-FILES = ("preprocess.json", "classification.json", "wire.json", "digests.json")
+FILES = ("preprocess.json", "classification.json", "wire.json", "digests.json", "frames.json")
 
 
 def picture(width: int, height: int, seed: int) -> NDArray[np.uint8]:
@@ -209,6 +210,7 @@ def documents() -> dict[str, str]:
         classification_vectors(),
         wire_vectors(),
         digest_vectors(),
+        frame_vectors(),
     )
     return {
         name: json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"

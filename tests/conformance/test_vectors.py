@@ -25,7 +25,7 @@ def test_classification_vectors_hold_within_1e_12() -> None:
         assert (old["task"], old["logits"]) == (new["task"], new["logits"])
 
 
-@pytest.mark.parametrize("name", ["preprocess.json", "wire.json", "digests.json"])
+@pytest.mark.parametrize("name", ["preprocess.json", "wire.json", "digests.json", "frames.json"])
 def test_committed_vectors_are_what_the_implementation_gives(name: str) -> None:
     committed = (generate.HERE / name).read_text(encoding="utf-8")
     assert committed == generate.documents()[name], (

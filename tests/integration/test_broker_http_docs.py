@@ -209,6 +209,7 @@ async def exchanges(url: str) -> list[tuple[str, Any]]:
         ("/v2/models/tiny/versions/2", "oip_version"),
         ("/v2/models/tiny/versions/1.0.0/ready", "oip_version_ready"),
         ("/v2/models/tiny/versions/2/ready", "oip_version_ready"),
+        ("/v1/session", "session"),
         ("/metrics", "metrics"),
     ]:
         found.append((operation, await request("GET", url + path)))

@@ -12,6 +12,8 @@ __all__ = ["authenticate"]
 
 _OPEN_ROUTES = frozenset(("oip_live", "oip_ready"))
 """Probes of orchestrators carry no key, and learn only whether we are up."""
+_SESSION_ROUTE = "session"
+"""A page in a browser cannot set a header here: its key comes in the first frame."""
 
 
 @web.middleware
@@ -20,5 +22,7 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
     key_ring = request.app[SERVICES].key_ring
     trace = request[TRACE]
     if key_ring is not None and trace.route not in _OPEN_ROUTES:
-        trace.principal = key_ring.authenticate(single_header(request, hdrs.AUTHORIZATION))
+        said = single_header(request, hdrs.AUTHORIZATION)
+        if said is not None or trace.route != _SESSION_ROUTE:
+            trace.principal = key_ring.authenticate(said)
     return await handler(request)

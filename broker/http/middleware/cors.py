@@ -9,6 +9,7 @@ from broker.http.context import SERVICES
 from broker.oip.message import HEADER_LENGTH
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
     PICTURE_HEADERS,
     QUEUE_DELAY_HEADER,
     REQUEST_ID_HEADER,
@@ -19,7 +20,7 @@ __all__ = ["cross_origin"]
 
 _ALLOWED_HEADERS = (
     f"Authorization, Content-Encoding, Content-Type, {DEADLINE_HEADER}, {HEADER_LENGTH}, "
-    f"{REQUEST_ID_HEADER}"
+    f"{IDEMPOTENCY_HEADER}, {REQUEST_ID_HEADER}"
 )
 _EXPOSED_HEADERS = ", ".join(
     (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 
 from aiohttp import hdrs, web
@@ -12,16 +11,13 @@ from aiohttp.typedefs import Handler
 from broker.http.context import SERVICES, TRACE, Services, Trace
 from broker.http.errors import error_response
 from broker.http.protocol import BrokerProtocol
-from broker.log import log_event
-from edge_runtime.contract import limits
+from broker.http.record import CLIENT_LEFT, record_request, retry_after_s
 from edge_runtime.contract.errors import WireError
 from edge_runtime.contract.wire import QUEUE_DELAY_HEADER, REQUEST_ID_HEADER, parse_request_id
 
 __all__ = ["observe"]
 
-_CLIENT_LEFT = 499
-"""nginx's status for a client that closed the connection: for log and metrics only."""
-_MAX_LOGGED_PATH_CHARS = 256
+_SESSION_ROUTE = "session"
 
 
 @web.middleware
@@ -34,7 +30,8 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     protocol = request.protocol
     if isinstance(protocol, BrokerProtocol):
         protocol.headers_complete()
-    services.in_flight += 1
+    counted = trace.route != _SESSION_ROUTE  # a session counts each of its requests instead
+    services.in_flight += counted
     try:
         if id_error is not None:
             trace.code = id_error.code
@@ -45,10 +42,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         if services.draining or _leaves_body_behind(request, response.status):
             response.force_close()
     except BaseException:  # canceled: the client closed the connection
-        _record(request, services, trace, _CLIENT_LEFT, loop.time())
+        _record(request, services, trace, CLIENT_LEFT, loop.time())
         raise
     finally:
-        services.in_flight -= 1
+        services.in_flight -= counted
         if isinstance(protocol, BrokerProtocol):
             protocol.answered(body_read=request.content.is_eof())
     _record(request, services, trace, response.status, loop.time())
@@ -84,47 +81,17 @@ def _add_headers(response: web.StreamResponse, services: Services, trace: Trace)
     delay_ms = services.scheduler.queue_delay_ms(trace.model)
     response.headers[QUEUE_DELAY_HEADER] = str(delay_ms)
     if response.status == 503:
-        wait_s = math.ceil(min(delay_ms, limits.MAX_DEADLINE_MS) / 1e3)
-        response.headers["Retry-After"] = str(max(1, wait_s))
+        response.headers["Retry-After"] = str(retry_after_s(delay_ms))
 
 
 def _record(
     request: web.Request, services: Services, trace: Trace, status: int, now_s: float
 ) -> None:
-    services.telemetry.request_answered(trace.route, status, now_s - trace.arrived_s)
-    if trace.code is not None:
-        services.telemetry.error_answered(trace.code)
-    if trace.model is not None:  # only requests to run a model carry one
-        services.telemetry.inference_ended(
-            trace.model,
-            status=status,
-            code=trace.code,
-            total_ms=(now_s - trace.arrived_s) * 1e3,
-            queue_ms=trace.queue_ms,
-            inference_ms=trace.inference_ms,
-        )
-    fields: dict[str, object] = {
-        "request_id": trace.request_id,
-        "method": request.method,
-        "path": request.rel_url.raw_path[:_MAX_LOGGED_PATH_CHARS],
-        "route": trace.route,
-        "status": status,
-        "ms": _rounded((now_s - trace.arrived_s) * 1e3),
-    }
-    if trace.code is not None:
-        fields["code"] = trace.code
-    if trace.model is not None:
-        fields |= {
-            "model": trace.model.name,
-            "upload_bytes": trace.upload_bytes,
-            "recv_ms": _rounded(trace.recv_ms),
-            "queue_ms": _rounded(trace.queue_ms),
-            "inference_ms": _rounded(trace.inference_ms),
-        }
-    if trace.principal is not None:
-        fields |= {"tenant": trace.principal.tenant, "key": trace.principal.key_id}
-    log_event("request", fields)
-
-
-def _rounded(value_ms: float | None) -> float | None:
-    return None if value_ms is None else round(value_ms, 3)
+    record_request(
+        services,
+        trace,
+        method=request.method,
+        path=request.rel_url.raw_path,
+        status=status,
+        now_s=now_s,
+    )

@@ -1,0 +1,1 @@
+"""``GET /v1/session``: many requests over one WebSocket. ``docs/session.md``."""
