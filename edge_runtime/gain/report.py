@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from edge_runtime.gain.model import GainFigures
@@ -10,6 +12,9 @@ from edge_runtime.gain.store import GainRecord
 from edge_runtime.page import Plot, linear_ticks, page, table, text
 
 __all__ = ["describe", "to_document", "to_html"]
+
+_FULL_BIN: Final = 10
+"""Images of a bin that a line may go through: fewer say little."""
 
 
 def to_document(record: GainRecord, path: str) -> dict[str, object]:
@@ -148,15 +153,17 @@ def _reliability_chart(found: Calibration) -> str:
     plot.axes("confidence", ticks, "share that is right", ticks)
     plot.curve([(0, 0), (1, 1)], "even")
     for bins, kind in ((found.before.bins, "device"), (found.after.bins, "adaptive")):
-        if len(bins) > 1:
-            plot.curve([(one.confidence, one.right) for one in bins], kind)
+        full = [(one.confidence, one.right) for one in bins if one.images >= _FULL_BIN]
+        if len(full) > 1:
+            plot.curve(full, kind)
         for one in bins:
             tooltip = f"{one.images} images: {one.confidence:.3f} confident, {one.right:.3f} right"
             radius = 2.5 + min(one.images, 400) ** 0.5 / 5
             plot.dot(one.confidence, one.right, kind, tooltip, radius)
     return (
         f"<figure>{plot.svg()}<figcaption class='key'><span class='device'></span>as reported"
-        "<span class='adaptive'></span>calibrated on the other half</figcaption></figure>"
+        "<span class='adaptive'></span>calibrated on the other half; the line leaves out bins of "
+        f"fewer than {_FULL_BIN} images</figcaption></figure>"
     )
 
 
@@ -166,8 +173,9 @@ def _spending_chart(curve: GainFigures, prior: GainFigures, local_right: float) 
     high = max(one.right for one in every) * 100
     margin = max(0.15 * (high - low), 0.5)
     bounds = (max(0.0, low - margin), min(100.0, high + margin))
-    plot = Plot("right answers for uploads", (0, 100), bounds)
-    plot.axes("images uploaded, %", linear_ticks(0, 100), "right, %", linear_ticks(*bounds))
+    widest = min(100.0, max(10.0, 115.0 * max(one.uploaded for one in every)))
+    plot = Plot("right answers for uploads", (0, widest), bounds)
+    plot.axes("images uploaded, %", linear_ticks(0, widest), "right, %", linear_ticks(*bounds))
     for figures, kind in ((prior, "faint"), (curve, "adaptive")):
         points = sorted((one.uploaded, one.right, one.price) for one in figures.spending)
         plot.curve([(0.0, 100 * local_right), *((100 * u, 100 * r) for u, r, _ in points)], kind)

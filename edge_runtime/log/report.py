@@ -57,7 +57,7 @@ def _expected_chart(found: Timeline) -> str:
     if found.cloud is not None:
         ends += [value for value in found.cloud if value is not None]
     span = 1.06 * max(min(max(ends), 2.0 * max(found.deadline_ms, 1.0)), 1e-3)
-    plot = Plot("what was expected of each side", (0, span), (0, 3), height=150, left=56)
+    plot = Plot("what was expected of each side", (0, span), (0, 3), width=540, height=150, left=56)
     plot.axes("milliseconds after the question", linear_ticks(0, span))
     if found.local_ms is not None:
         start, median, late = found.local_ms
@@ -78,16 +78,16 @@ def _expected_chart(found: Timeline) -> str:
             plot.label(plot.column(span), plot.row(1) - 14, "and later", anchor="end")
     _deadline(plot, found.deadline_ms)
     return (
-        f"<figure>{plot.svg()}<figcaption>Device: the line before it, its run to the median and "
-        "to the 95th percentile. Cloud: the upload at the median rate, and when the answer was "
-        "expected: 10 % to 90 %, the bar is the median.</figcaption></figure>"
+        f"<figure class='lane'>{plot.svg()}<figcaption>Device: the line before it, its run to "
+        "the median and to the 95th percentile. Cloud: the upload at the median rate, and when "
+        "the answer was expected: 10 % to 90 %, the bar is the median.</figcaption></figure>"
     )
 
 
 def _measured_chart(entry: LogEntry) -> str:
     timings, deadline_ms = entry.outcome.timings, entry.steps[0].situation.deadline_ms
     span = 1.06 * max(deadline_ms, timings.total_ms, 1e-3)
-    plot = Plot("what was measured", (0, span), (0, 3), height=150, left=56)
+    plot = Plot("what was measured", (0, span), (0, 3), width=540, height=150, left=56)
     plot.axes("milliseconds after the call", linear_ticks(0, span))
     if timings.local_ms is not None:
         wait = timings.local_wait_ms or 0.0
@@ -101,8 +101,8 @@ def _measured_chart(entry: LogEntry) -> str:
     plot.bar(timings.total_ms, timings.total_ms, 1.5, kind, height=60)
     _deadline(plot, deadline_ms)
     return (
-        f"<figure>{plot.svg()}<figcaption>The tall bar is the moment of the answer, or of the "
-        "error.</figcaption></figure>"
+        f"<figure class='lane'>{plot.svg()}<figcaption>The tall bar is the moment of the answer, "
+        "or of the error.</figcaption></figure>"
     )
 
 

@@ -33,10 +33,11 @@ class Plot:
         x: tuple[float, float],
         y: tuple[float, float],
         *,
+        width: int = _WIDTH,
         height: int = 280,
         left: int = _LEFT,
     ) -> None:
-        self._title, self._height, self._left = title, height, left
+        self._title, self._width, self._height, self._left = title, width, height, left
         self._x, self._y = x, y
         self._parts: list[str] = []
 
@@ -52,7 +53,7 @@ class Plot:
     def column(self, x: float) -> float:
         """Column of a value."""
         share = _share(x, self._x)
-        return round(self._left + share * (_WIDTH - self._left - _RIGHT), 1)
+        return round(self._left + share * (self._width - self._left - _RIGHT), 1)
 
     def row(self, y: float) -> float:
         """Row of a value."""
@@ -70,7 +71,7 @@ class Plot:
         y_ticks: Mapping[float, str] | None = None,
     ) -> None:
         """Grid lines, tick labels, and what the axes mean."""
-        right = _WIDTH - _RIGHT
+        right = self._width - _RIGHT
         for value, name in (y_ticks or {}).items():
             y = self.row(value)
             self.add(f'<line class="grid" x1="{self._left}" x2="{right}" y1="{y}" y2="{y}"/>')
@@ -120,7 +121,7 @@ class Plot:
     def svg(self) -> str:
         """The finished chart."""
         return (
-            f'<svg viewBox="0 0 {_WIDTH} {self._height}" role="img" '
+            f'<svg viewBox="0 0 {self._width} {self._height}" role="img" '
             f'aria-label="{shown(self._title)}">{"".join(self._parts)}</svg>'
         )
 

@@ -39,6 +39,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; } p { margin: .4rem 0 .7rem; }
 .big { font-size: 1.2rem; font-weight: 650; margin: .9rem 0 .2rem; }
 figure { margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; }
+figure.lane { max-width: 42rem; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .3rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: .9rem; }
@@ -53,7 +54,8 @@ svg path.adaptive { stroke: var(--adaptive); } svg path.faint { stroke: var(--fa
 svg circle.device, svg rect.device { fill: var(--device); }
 svg circle.cloud, svg rect.cloud { fill: var(--cloud); }
 svg circle.adaptive, svg rect.adaptive { fill: var(--adaptive); }
-svg rect.faint { fill: var(--faint); } svg rect.pale { fill: var(--cloud); fill-opacity: .3; }
+svg rect.faint, svg circle.faint { fill: var(--faint); }
+svg rect.pale { fill: var(--cloud); fill-opacity: .3; }
 svg rect.wait { fill: var(--device); fill-opacity: .3; }
 svg rect.bad { fill: var(--bad); }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 12px;
