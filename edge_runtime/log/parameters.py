@@ -25,12 +25,17 @@ def describe_policy(policy: Policy) -> PolicyRecord:
     parameters: dict[str, Any] = {}
     complete = True
     for name in _arguments(type(policy)):
-        value = getattr(policy, name, getattr(policy, f"_{name}", inspect.Parameter.empty))
+        value = _kept(policy, name)
         try:
             parameters[name] = _written(value)
         except (TypeError, OverflowError):
             complete = False
     return PolicyRecord(name=policy.name, parameters=parameters, complete=complete)
+
+
+def _kept(policy: Policy, name: str) -> Any:
+    """The attribute of an argument; ``inspect.Parameter.empty``: there is none."""
+    return getattr(policy, name, getattr(policy, f"_{name}", inspect.Parameter.empty))
 
 
 def _arguments(kind: type) -> list[str]:
@@ -47,7 +52,7 @@ def _arguments(kind: type) -> list[str]:
 def _written(value: Any) -> Any:
     """As JSON values. ``TypeError``: it has no such form."""
     if isinstance(value, msgspec.Struct):
-        return {"type": type(value).__name__, **msgspec.to_builtins(value)}
+        return {"type": type(value).__name__, **msgspec.json.decode(msgspec.json.encode(value))}
     if value is inspect.Parameter.empty:
         raise TypeError
     return msgspec.json.decode(msgspec.json.encode(value))
@@ -68,12 +73,12 @@ def make_policy(record: PolicyRecord) -> Policy:
         return default
     kinds: dict[str, type[msgspec.Struct]] = {"GainCurve": GainCurve, "GainPrior": GainPrior}
     for name in own.parameters:
-        value = getattr(default, name, getattr(default, f"_{name}", None))
+        value = _kept(default, name)
         if isinstance(value, msgspec.Struct):
             kinds[type(value).__name__] = type(value)
     try:
         arguments = {
-            name: _read(value, kinds, getattr(default, name, None))
+            name: _read(value, kinds, _kept(default, name))
             for name, value in record.parameters.items()
         }
         made = type(default)(**arguments)
@@ -90,6 +95,8 @@ def _read(value: Any, kinds: dict[str, type[msgspec.Struct]], default: Any) -> A
     if isinstance(value, dict) and "type" in value:
         fields = {name: item for name, item in value.items() if name != "type"}
         return msgspec.convert(fields, kinds[value["type"]])
+    if isinstance(default, msgspec.Struct):
+        raise TypeError(f"a {type(default).__name__} was expected")
     if isinstance(value, list) and isinstance(default, tuple):
         return tuple(value)
     return value

@@ -139,8 +139,7 @@ def _open(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise MissingFile(f"cannot read {path}: {error.strerror}: name a decision log") from None
-    file = open(descriptor, "rb")  # noqa: PTH123, SIM115  # a descriptor; the caller closes it
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise MissingFile(f"{path} is not a regular file: name a decision log")
-    return file
+    return open(descriptor, "rb")  # noqa: PTH123, SIM115  # a descriptor; the caller closes it

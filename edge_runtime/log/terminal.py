@@ -19,8 +19,9 @@ _WIDTH: Final = 80
 _LABEL: Final = 12
 _PLOT: Final = _WIDTH - _LABEL - 2
 _KEY: Final = (
-    "local: . waits, = runs to its median, - to its 95th percentile; cloud: - from the",
-    "10 % to the 90 % quantile of its answer, o the median, > later still; | deadline",
+    "local: . waits, = runs to its median, - to its 95th percentile",
+    "cloud: - from the 10 % to the 90 % quantile of its answer, o the median, > later",
+    "| the deadline, * the answer or the error",
 )
 
 

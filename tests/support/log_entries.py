@@ -40,6 +40,9 @@ def situation(**changes: object) -> Situation:
     return Situation(**(values | changes))  # type: ignore[arg-type]
 
 
+ADAPTIVE = find_policy("ADAPTIVE")
+
+
 def entry(
     request: str = "r1",
     *,
@@ -49,7 +52,7 @@ def entry(
     **outcome: object,
 ) -> LogEntry:
     """What the runtime would log: asked once, and again after a cascade."""
-    chosen = policy or find_policy("ADAPTIVE")
+    chosen = policy or ADAPTIVE
     asked = first or situation()
     steps = [Step(situation=asked, decision=chosen.decide(asked))]
     if steps[0].decision.action is Action.CASCADE:
