@@ -181,18 +181,23 @@ def measure(
 def _persist(
     cloud: EdgeRuntime, data: bytes, deadline_ms: float, said: Result | NearfarError
 ) -> Result:
-    """The cloud's answer, asked again where it may come later; raises what remains."""
+    """The cloud's answer, asked again where it may come later; raises the first error.
+
+    The later ones may only say that the broker is left alone because of it.
+    """
+    first = said
     for attempt in range(_ATTEMPTS):
         if isinstance(said, Result):
             return said
         if not said.retryable or attempt == _ATTEMPTS - 1:
-            raise said
+            break
         time.sleep(_PAUSE_S * 2**attempt)
         try:
             said = cloud.run(data, deadline_ms=deadline_ms)
         except NearfarError as error:
             said = error
-    raise AssertionError  # the last attempt returned or raised
+    assert isinstance(first, NearfarError)  # noqa: S101  # a result was returned above
+    raise first
 
 
 def _row(local: LocalSide, data: bytes, truth: int | None, result: Result) -> _Row:

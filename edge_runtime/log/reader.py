@@ -142,4 +142,4 @@ def _open(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise MissingFile(f"{path} is not a regular file: name a decision log")
-    return open(descriptor, "rb")  # noqa: PTH123, SIM115  # a descriptor; the caller closes it
+    return open(descriptor, "rb")  # noqa: PTH123  # a descriptor; the caller closes it

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -53,7 +55,7 @@ def test_blocks_take_points_in_any_order_and_equal_ones_as_one(points, random) -
     one, other = blocks(points), blocks(shuffled)
     assert [b.value for b in one] == pytest.approx([b.value for b in other], abs=1e-9)
     assert sum(b.weight for b in one) == len(points)
-    assert all(a.value < b.value and a.position < b.position for a, b in zip(one, one[1:]))
+    assert all(a.value < b.value and a.position < b.position for a, b in itertools.pairwise(one))
 
 
 outcomes = st.lists(
@@ -76,7 +78,7 @@ def test_a_fitted_gain_is_bounded_and_never_rises(rows, labeled: bool) -> None:
     curve = fit_gain(samples, GainPrior())
     signed = [curve.signed(c) for c in np.linspace(-0.1, 1.1, 60)]
     assert all(-1 <= g <= 1 for g in signed)
-    assert all(a >= b - 1e-12 for a, b in zip(signed, signed[1:]))
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(signed))
     assert 0 <= curve.local_right <= 1
 
 
@@ -104,6 +106,6 @@ def test_scaling_logits_scales_their_temperature_and_keeps_the_scores(
     logits = rng.normal(0, 2, (60, 4))
     classes = np.where(rng.random(60) < 0.7, logits.argmax(axis=1), rng.integers(0, 4, 60))
     plain, scaled = best_temperature(logits, classes), best_temperature(factor * logits, classes)
-    if 0.06 < min(plain, scaled, plain * factor) and max(plain, scaled, plain * factor) < 19:
+    if min(plain, scaled, plain * factor) > 0.06 and max(plain, scaled, plain * factor) < 19:
         assert scaled == pytest.approx(factor * plain, rel=1e-6)
         assert top_score(factor * logits, scaled) == pytest.approx(top_score(logits, plain))

@@ -137,7 +137,7 @@ def test_a_request_is_found_by_id_line_or_as_the_last(tmp_path: Path) -> None:
     assert log.find().entry.request == "b"
     assert log.find(request="a").line == log.find(line=2).line == 2
     for missing in ({"request": "c"}, {"line": 1}):
-        with pytest.raises(ConfigError, match="holds no request|is no request"):
+        with pytest.raises(ConfigError, match=r"holds no request|is no request"):
             log.find(**missing)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="holds no request yet"):
         read_log(log_of(tmp_path, POLICY)).find()

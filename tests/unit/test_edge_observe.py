@@ -12,6 +12,7 @@ from edge_runtime.conditions import Conditions
 from edge_runtime.contract.errors import BackendUnavailable
 from edge_runtime.observe import prometheus_text, span_sink
 from edge_runtime.results import BrokerStatus, Counts, Status, VariantStatus
+from tests.support.log_entries import entry
 
 STATUS = Status(
     bundle='ti"ny\\\n@1',
@@ -74,3 +75,23 @@ def test_spans_without_opentelemetry_say_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(BackendUnavailable, match="pip install opentelemetry-api"):
         span_sink()
+
+
+def test_with_opentelemetry_a_request_is_a_span_with_its_decisions() -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    sink = span_sink(provider.get_tracer("test"))
+    sink(entry("a"))
+    sink(entry("b", source=None, deadline_met=None, error="overloaded"))
+    first, second = exporter.get_finished_spans()
+    assert (first.end_time - first.start_time) / 1e6 == pytest.approx(25.0)
+    assert [event.attributes["nearfar.action"] for event in first.events] == ["CASCADE"] * 2
+    assert (first.events[1].timestamp - first.start_time) / 1e6 == pytest.approx(21.5)
+    assert first.attributes["nearfar.source"] == "ON_DEVICE"
+    assert first.status.is_ok or first.status.is_unset
+    assert (second.status.is_ok, second.attributes["error.type"]) == (False, "overloaded")
