@@ -32,6 +32,7 @@ __all__ = [
     "GAIN_REASONS",
     "CloudModel",
     "Evidence",
+    "GainLookup",
     "GainProvenance",
     "GainRecord",
     "gain_folder",
@@ -44,6 +45,7 @@ __all__ = [
 MAX_GAIN_BYTES: Final = 2**18
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _FILE_NAME = "{variant}-{cloud}.json"
+_MAX_KNOWN: Final = 64
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Text = Annotated[str, msgspec.Meta(max_length=limits.MAX_TEXT_CHARS)]
@@ -218,3 +220,38 @@ def load_gain(
         return stated, "gain_prior_unreadable"
     measured = record.evidence == "labels"
     return record.curve, "gain_measured" if measured else "gain_from_agreement"
+
+
+class GainLookup:
+    """``load_gain`` for the requests of one runtime: each cloud model's file is read once.
+
+    Safe in any thread: two that come at once read the same file, and keep the same gain.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant_sha256: str,
+        *,
+        folder: Path | None = None,
+        prior: GainPrior | None = None,
+    ) -> None:
+        self._bundle, self._variant = bundle, variant_sha256
+        self._folder, self._prior = folder, prior
+        self._known: dict[str | None, tuple[GainCurve | GainPrior, str]] = {}
+
+    def of(self, cloud_sha256: str | None) -> tuple[GainCurve | GainPrior, str]:
+        """The gain over this variant, and a code of ``GAIN_REASONS``; None: not known yet."""
+        found = self._known.get(cloud_sha256)
+        if found is None:
+            found = load_gain(
+                self._bundle,
+                self._variant,
+                cloud_sha256,
+                folder=self._folder,
+                prior=self._prior,
+            )
+            if len(self._known) >= _MAX_KNOWN:  # a broker that changes its mind for ever
+                self._known.clear()
+            self._known[cloud_sha256] = found
+        return found

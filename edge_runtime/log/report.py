@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Final
+
 import msgspec
 
-from edge_runtime.log.entries import LogEntry
+from edge_runtime.log.entries import LogEntry, Step
 from edge_runtime.log.reader import LogFile, Numbered
 from edge_runtime.log.replay import Replay, WhatIf
 from edge_runtime.log.terminal import given, headline, outcome_line
@@ -13,6 +16,8 @@ from edge_runtime.page import Plot, linear_ticks, page, table, text
 from edge_runtime.policies.reasons import sentence
 
 __all__ = ["explain_html", "replay_html", "what_if_rows"]
+
+_MOST_BARS: Final = 12
 
 
 def explain_html(numbered: Numbered) -> str:
@@ -34,6 +39,7 @@ def explain_html(numbered: Numbered) -> str:
             )
         parts.append(f'<p class="soft">{text(given(step))}</p>')
         parts.append(_expected_chart(timeline(step)))
+        parts.append(_worth_chart(step))
         rows = [(name, f"{value:.6g}") for name, value in numbers_of(step)]
         parts.append(_details("All numbers of the decision", table(["number", "value"], rows)))
         situation = msgspec.to_builtins(step.situation)
@@ -82,6 +88,35 @@ def _expected_chart(found: Timeline) -> str:
         "the median and to the 95th percentile. Cloud: the upload at the median rate, and when "
         "the answer was expected: 10 % to 90 %, the bar is the median.</figcaption></figure>"
     )
+
+
+def _worth_chart(step: Step) -> str:
+    """What was weighed: gain, price and its parts, and any table of numbers there is."""
+    numbers = dict(numbers_of(step))
+    shown = [name for name in ("expected_gain", "price") if numbers.get(name)]
+    shown += [name for name in numbers if name.startswith("price_") and numbers[name]]
+    shown += [name for name in numbers if "." in name]
+    shown = shown[:_MOST_BARS]
+    if not shown:
+        return ""
+    low = min(0.0, *(numbers[name] for name in shown))
+    high = max(0.0, *(numbers[name] for name in shown))
+    if not math.isfinite(high - low) or high == low:
+        return ""
+    margin = 0.17 * (high - low)  # for the figures
+    high, low = high + margin, low - (margin if low < 0 else 0.0)
+    height = 70 + 22 * len(shown)
+    plot = Plot("what was weighed", (low, high), (0, len(shown)), width=540, height=height,
+                left=150)  # fmt: skip
+    plot.axes("right answers expected", linear_ticks(low, high))
+    for number, name in enumerate(shown):
+        row = len(shown) - number - 0.5
+        value = numbers[name]
+        kind = "adaptive" if name == "expected_gain" else "faint"
+        plot.label(143, plot.row(row) + 4, name.replace("_", " "), anchor="end", kind="label")
+        plot.bar(min(value, 0.0), max(value, 0.0), row, kind)
+        plot.label(plot.column(max(value, 0.0)) + 5, plot.row(row) + 4, f"{value:.4g}")
+    return f"<figure class='lane'>{plot.svg()}</figure>"
 
 
 def _measured_chart(entry: LogEntry) -> str:

@@ -39,7 +39,7 @@ h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; } p { margin: .4rem 0 .7rem; }
 .big { font-size: 1.2rem; font-weight: 650; margin: .9rem 0 .2rem; }
 figure { margin: 0; padding: .75rem; background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; }
-figure.lane { max-width: 42rem; }
+figure.lane { max-width: 42rem; margin-top: .7rem; }
 figcaption { color: var(--soft); font-size: .85rem; margin-top: .3rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
   gap: .9rem; }

@@ -11,7 +11,7 @@ import pytest
 from edge_runtime import Bundle
 from edge_runtime.contract.errors import ConfigError, ContractError, LimitExceeded, NearfarError
 from edge_runtime.contract.manifest import canonical_json
-from edge_runtime.gain import GainCurve, gain_folder, load_gain
+from edge_runtime.gain import GainCurve, GainLookup, gain_folder, load_gain
 from edge_runtime.gain.build import today
 from edge_runtime.gain.report import describe, to_html
 from edge_runtime.gain.store import (
@@ -94,6 +94,21 @@ def test_any_other_pair_gets_the_prior_and_hears_why(tmp_path: Path, bundle: Bun
     assert found[VARIANT, None] == (prior, "gain_prior_no_cloud")
     assert found[OTHER, CLOUD][1] == "gain_from_agreement"
     assert {reason for _, reason in found.values()} <= set(GAIN_REASONS)
+
+
+def test_a_runtime_reads_each_file_once_and_keeps_the_gains_of_models_apart(
+    tmp_path: Path, bundle: Bundle
+) -> None:
+    path = write_gain(tmp_path, record())
+    lookup = GainLookup(bundle, VARIANT, folder=tmp_path)
+    assert lookup.of(None)[1] == "gain_prior_no_cloud"
+    measured = lookup.of(CLOUD)
+    assert measured == (record().curve, "gain_measured")
+    path.unlink()
+    assert lookup.of(CLOUD) is measured
+    for number in range(200):
+        assert lookup.of(f"{number:064x}")[1] == "gain_prior_uncalibrated"
+    assert lookup.of(CLOUD)[1] == "gain_prior_uncalibrated", "forgotten, and gone"
 
 
 @pytest.mark.parametrize("digest", ["../" + "b" * 61, "B" * 64, "b" * 63, "b" * 64 + "\n", ""])

@@ -246,7 +246,7 @@ def test_the_page_of_a_decision_shows_hostile_names_and_nothing_from_outside(
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert "http" not in text.replace('http-equiv="Content-Security-Policy"', "")
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 5, "two for each decision, and what was measured"
     compared = tmp_path / "compared.html"
     assert call(replay, path, "--policy", "ONLY_IN_CLOUD", "--html", compared).exit_code == 0
     assert "ONLY_IN_CLOUD would have ended otherwise for 1 of 1" in compared.read_text()
