@@ -90,6 +90,12 @@ bundle, an option, or every image.
     "--allow-plain-http", is_flag=True, help="Send the key over http:// to another machine."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and answer.")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    metavar="F",
+    help="Append each decision to this log (see: nearfar explain, nearfar replay).",
+)
 @click.option("--explain", is_flag=True, help="Print why each image was answered where it was.")
 def run(
     bundle: Path,
@@ -105,6 +111,7 @@ def run(
     api_key_file: Path | None,
     allow_plain_http: bool,
     as_json: bool,
+    log: Path | None,
     explain: bool,
 ) -> None:
     """Answer images, or seeds, with a BUNDLE, on this device or through a broker.
@@ -130,6 +137,7 @@ def run(
         api_key=api_key,
         deadline_ms=deadline_ms,
         allow_plain_http=allow_plain_http,
+        log=log,
     ) as runtime:
         if broker is not None:
             runtime.prewarm(wait_ms=deadline_ms)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+)
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -30,7 +38,7 @@ def answer_many(
     begin: Callable[[ImageInput], Request],
     wait: Callable[[Request], Result],
     concurrency: int,
-) -> Iterator[Result | NearfarError]:
+) -> Generator[Result | NearfarError, None, None]:
     """The answer to each image, in the images' order; an image that fails gives its error.
 
     At most ``concurrency`` images are taken from ``images`` beyond those whose answer was
@@ -93,7 +101,7 @@ async def answer_many_async(
     images: Iterable[ImageInput] | AsyncIterable[ImageInput],
     run: Callable[[ImageInput], Coroutine[Any, Any, Result]],
     concurrency: int,
-) -> AsyncIterator[Result | NearfarError]:
+) -> AsyncGenerator[Result | NearfarError, None]:
     """``answer_many`` for event loops; ``images`` may be asynchronous too."""
     source = _ahead(images)
     waiting: deque[asyncio.Task[Result | NearfarError]] = deque()

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -250,7 +250,7 @@ class EdgeRuntime:
         top_k: int | None = None,
         private: bool = False,
         concurrency: int = 4,
-    ) -> Iterator[Result | NearfarError]:
+    ) -> Generator[Result | NearfarError, None, None]:
         """Answer many images, in their order: a result each, or its error as a value.
 
         At most ``concurrency`` (1 to 64) are under way at a time, and ``images`` is read no
@@ -276,7 +276,7 @@ class EdgeRuntime:
         top_k: int | None = None,
         private: bool = False,
         concurrency: int = 4,
-    ) -> AsyncIterator[Result | NearfarError]:
+    ) -> AsyncGenerator[Result | NearfarError, None]:
         """``run_many`` for event loops; ``images`` may be asynchronous too."""
         check_concurrency(concurrency)
         self._deadline(deadline_ms)

@@ -280,7 +280,7 @@ class AsyncVideo:
 
     async def _generate(
         self, frames: AsyncIterable[tuple[float, ImageInput]]
-    ) -> AsyncGenerator[VideoAnswer]:
+    ) -> AsyncGenerator[VideoAnswer, None]:
         changed = asyncio.Event()
 
         async def read() -> None:

@@ -53,7 +53,7 @@ class LocalSaid:
 
     answer: Answer
     confidence: float | None
-    logits: NDArray[np.float64] | None
+    logits: NDArray[np.float32] | None
     """``[C]``; see ``Samples.logits``."""
 
 
@@ -82,11 +82,11 @@ class LocalSide:
         )
         logits = None
         if isinstance(task, ClassificationTask) and task.activation != "sigmoid":
-            logits = np.asarray(outputs[0], dtype=np.float64).reshape(-1)
+            logits = np.asarray(outputs[0], dtype=np.float32).reshape(-1)
             if task.activation == "none":
-                logits = np.log(np.maximum(logits, _SMALLEST))
+                logits = np.log(np.maximum(logits, np.float32(_SMALLEST)))
             else:
-                logits = logits / task.temperature
+                logits = logits / np.float32(task.temperature)
         return LocalSaid(
             answer=answer, confidence=confidence_of(task, outputs, answer), logits=logits
         )

@@ -27,7 +27,7 @@ class Samples:
     local_right: Values | None = None
     """0 or 1, ``[N]``; None: without labels."""
     cloud_right: Values | None = None
-    logits: NDArray[np.float64] | None = None
+    logits: NDArray[np.float32] | None = None
     """The local file's, ``[N, C]``, of a classifier with softmax or without activation
     (then the logarithm of its scores); None: no temperature can be fitted."""
 
@@ -55,5 +55,5 @@ class Samples:
             truth=None if self.truth is None else self.truth[chosen],
             local_right=pick(self.local_right),
             cloud_right=pick(self.cloud_right),
-            logits=pick(self.logits),
+            logits=None if self.logits is None else self.logits[chosen],
         )

@@ -21,15 +21,15 @@ def describe_policy(policy: Policy) -> PolicyRecord:
     """Its name, and each argument of its ``__init__`` that it keeps as an attribute.
 
     An attribute is looked up by the argument's name, with or without a leading underscore.
+    Never raises: a policy may be anybody's.
     """
     parameters: dict[str, Any] = {}
     complete = True
-    for name in _arguments(type(policy)):
-        value = _kept(policy, name)
-        try:
-            parameters[name] = _written(value)
-        except (TypeError, OverflowError):
-            complete = False
+    try:
+        for name in _arguments(type(policy)):
+            parameters[name] = _written(_kept(policy, name))
+    except Exception:  # no signature, an attribute that raises, a value without a JSON form
+        complete = False
     return PolicyRecord(name=policy.name, parameters=parameters, complete=complete)
 
 

@@ -98,7 +98,7 @@ def test_an_iterator_that_is_left_ends_what_is_under_way() -> None:
         answers = edge.run_many(photos, deadline_ms=60_000, concurrency=3)
         assert labels([next(answers)]) == [LABELS[0]]
         started = time.monotonic()
-        answers.close()  # type: ignore[attr-defined]
+        answers.close()
         assert time.monotonic() - started < 5
         assert not [t for t in threading.enumerate() if t.name.startswith("nearfar-many")]
         assert edge.status().counts.requests == 3, "two were abandoned, no other one begun"
@@ -130,7 +130,7 @@ async def test_the_same_for_event_loops() -> None:
         assert labels(two) == [*LABELS, "image_unreadable"]
         early = edge.arun_many(photos, concurrency=4)
         assert isinstance(await anext(early), Result)
-        await early.aclose()  # type: ignore[attr-defined]
+        await early.aclose()
         before = edge.status().counts.requests
         await asyncio.sleep(0.1)
         assert edge.status().counts.requests == before
@@ -229,4 +229,17 @@ async def test_a_video_in_an_event_loop() -> None:
         async with answer_video_async(edge, frames(), deadline_ms=1000) as video:
             assert (await anext(video)).result is not None
         with pytest.raises(StopAsyncIteration):
+            await anext(video)
+
+
+async def test_what_an_asynchronous_camera_raises_comes_after_the_frames_before_it() -> None:
+    async def broken() -> AsyncIterator[tuple[float, bytes]]:
+        yield time.monotonic(), photo(0)
+        await asyncio.sleep(0.3)
+        raise RuntimeError("the lens cap")
+
+    async with await asyncio.to_thread(EdgeRuntime, BUNDLE, variant="tflite-fp32") as edge:
+        video = answer_video_async(edge, broken(), deadline_ms=5000)
+        assert (await anext(video)).number == 0
+        with pytest.raises(RuntimeError, match="the lens cap"):
             await anext(video)

@@ -15,7 +15,7 @@ from edge_runtime.gain.model import fit_gain
 from edge_runtime.gain.samples import Samples
 from edge_runtime.policies.adaptive import GainPrior
 
-few = settings(max_examples=25)
+few = settings(max_examples=15)
 numbers = st.floats(-10, 10).map(lambda x: round(x, 3))
 weighted = st.lists(st.tuples(numbers, st.floats(0.1, 5)), min_size=1, max_size=12)
 

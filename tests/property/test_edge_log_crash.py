@@ -16,7 +16,7 @@ ENTRIES = [entry(f"r{number}", confidence=number / 5) for number in range(5)]
 WHOLE = encode(PolicyLine.of(ENTRIES[0].policy)) + b"".join(encode(one) for one in ENTRIES)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, len(WHOLE)))
 def test_any_crash_loses_at_most_the_line_being_written(length: int) -> None:
     kept = WHOLE[:length]

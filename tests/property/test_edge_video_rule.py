@@ -16,7 +16,7 @@ offers = st.tuples(st.just("offer"), st.floats(0, 200))
 takes = st.tuples(st.just("take"), st.floats(0, 400))
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(offers | takes, max_size=40), st.floats(1, 300), st.floats(0, 300), st.floats(0, 50)
 )
@@ -49,6 +49,7 @@ def test_no_answer_is_later_than_the_deadline_if_answering_keeps_its_promise(
     assert counts.offered == counts.taken + dropped + slot.waiting
 
 
+@settings(max_examples=10)
 @given(st.integers(1, 20))
 def test_of_frames_that_come_at_once_only_the_last_is_taken(count: int) -> None:
     slot = NewestFrame(100.0)

@@ -17,7 +17,6 @@ from edge_runtime.log import DecisionLog, LogEntry, read_log
 from edge_runtime.log.entries import MAX_LINE_BYTES
 from edge_runtime.log.lines import Lost, PolicyLine, Resumed, encode
 from edge_runtime.log.writer import MIN_MAX_BYTES
-from edge_runtime.policies import find_policy
 from edge_runtime.policies.base import Decision
 from tests.support.log_entries import entry, situation
 
@@ -173,17 +172,16 @@ def test_a_writer_that_finds_a_torn_line_marks_it_and_goes_on(tmp_path: Path) ->
 
 
 def test_the_files_stay_within_their_bounds_and_each_can_be_read_alone(tmp_path: Path) -> None:
-    """A policy with a long name makes long lines; the oldest file goes."""
-    bulky = entry(policy=find_policy("ADAPTIVE"))
-    bulky = msgspec.structs.replace(bulky, bundle="x" * 4000)
+    """Three files' worth is written, one older file stays: the oldest goes."""
+    bulky = msgspec.structs.replace(ENTRY, bundle="x" * 4000, variant="y" * 4000)
     path = tmp_path / "log.jsonl"
-    log = DecisionLog(path, max_bytes=MIN_MAX_BYTES, keep=2)
+    log = DecisionLog(path, max_bytes=MIN_MAX_BYTES, keep=1)
     per_file = MIN_MAX_BYTES // len(encode(bulky))
     worker = log._worker
-    worker._write([bulky] * (4 * per_file))
+    worker._write([bulky] * (3 * per_file))
     log.close()
     files = sorted(file.name for file in tmp_path.iterdir())
-    assert files == ["log.jsonl", "log.jsonl.1", "log.jsonl.2"]
+    assert files == ["log.jsonl", "log.jsonl.1"]
     for name in files:
         assert (tmp_path / name).stat().st_size <= MIN_MAX_BYTES
         assert len(read_log(tmp_path / name).entries) > 0

@@ -250,3 +250,22 @@ def test_the_page_of_a_decision_shows_hostile_names_and_nothing_from_outside(
     compared = tmp_path / "compared.html"
     assert call(replay, path, "--policy", "ONLY_IN_CLOUD", "--html", compared).exit_code == 0
     assert "ONLY_IN_CLOUD would have ended otherwise for 1 of 1" in compared.read_text()
+
+
+class _Strange:
+    """A policy of somebody else, with arguments that have no form on paper."""
+
+    name, uses_local, uses_cloud, prewarms = "STRANGE", True, False, False
+
+    def __init__(self, model: object, *more: object) -> None:
+        self.model = model
+
+    def decide(self, asked: Situation) -> Decision:
+        return find_policy("ONLY_ON_DEVICE").decide(asked)
+
+
+def test_a_policy_that_cannot_be_written_down_says_so_and_is_not_made_again() -> None:
+    described = describe_policy(_Strange(object()))
+    assert described == PolicyRecord(name="STRANGE", parameters={}, complete=False)
+    with pytest.raises(ConfigError, match="no policy 'STRANGE'"):
+        make_policy(described)
