@@ -67,6 +67,8 @@ def build_record(
         evidence="labels" if labeled else "agreement",
         agreement_metric=require_agreement(manifest.task),
         knots=curve.knots,
+        own=curve.own,
+        nodes=curve.nodes,
         local_right=curve.local_right,
         cloud_right=cloud_right,
         agreement=float(samples.agreement.mean()),

@@ -17,12 +17,13 @@ which gives a, and from it the prior's own gain r a + w (1 - a) - a.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from edge_runtime.gain.curve import GainCurve
+from edge_runtime.gain.curve import GainCurve, Knots
 from edge_runtime.gain.fit import Values, isotonic_blocks
 from edge_runtime.gain.samples import Samples
 from edge_runtime.policies.adaptive import GainPrior
@@ -44,37 +45,69 @@ images the curve is the prior's, and a handful of them cannot bend it far."""
 MAX_KNOTS: Final = 128
 SAME_MISTAKE: Final = 0.5
 """s above: of answers wrong on both sides, the share that name the same thing. Assumed."""
+NODES: Final = 8
+_ANY: Final = 0.5
+"""Where the only knot of a constant lies."""
 PRICES: Final = (0.005, 0.02, 0.05, 0.1)
 _GAIN_BINS: Final = 6
 
 
 def fit_gain(samples: Samples, prior: GainPrior) -> GainCurve:
     """The curve of all ``samples``; those without confidence give a constant."""
-    labeled = samples.local_right is not None and samples.cloud_right is not None
-    if labeled:
-        assert samples.local_right is not None  # noqa: S101  # both of the two are there
-        assert samples.cloud_right is not None  # noqa: S101
-        values = samples.cloud_right - samples.local_right
-        local_right = float(samples.local_right.mean())
-    else:
-        values = samples.agreement
-        local_right = _own_share(float(samples.agreement.mean()), prior)
+    local, cloud = samples.local_right, samples.cloud_right
+    if local is not None and cloud is not None:
+        return _of_labels(samples, cloud - local, local, prior)
+    return _of_agreement(samples, prior)
+
+
+def _of_labels(
+    samples: Samples, difference: Values, local_right: Values, prior: GainPrior
+) -> GainCurve:
+    share = float(local_right.mean())
     if samples.confidence is None:
-        signed = float(values.mean()) if labeled else prior.signed(local_right)
-        return GainCurve(knots=((0.5, signed),), local_right=local_right)
+        return GainCurve(
+            knots=((_ANY, float(difference.mean())),), own=((_ANY, share),), local_right=share
+        )
+    gains = _regressed(samples.confidence, difference, prior.signed, increasing=False)
+    own = _regressed(samples.confidence, local_right, float, increasing=True)
+    return GainCurve(knots=gains, own=own, nodes=_nodes(samples.confidence), local_right=share)
+
+
+def _of_agreement(samples: Samples, prior: GainPrior) -> GainCurve:
+    share = _own_share(float(samples.agreement.mean()), prior)
+    if samples.confidence is None:
+        return GainCurve(
+            knots=((_ANY, prior.signed(share)),), own=((_ANY, share),), local_right=share
+        )
+    agree = _regressed(
+        samples.confidence, samples.agreement, lambda c: _agreement(c, prior), increasing=True
+    )
+    own = tuple((c, _own_share(value, prior)) for c, value in agree)
+    return GainCurve(
+        knots=tuple((c, prior.signed(right)) for c, right in own),
+        own=own,
+        nodes=_nodes(samples.confidence),
+        local_right=share,
+    )
+
+
+def _regressed(
+    confidence: Values, values: Values, expected: Callable[[float], float], *, increasing: bool
+) -> Knots:
+    """Isotonic regression of ``values``, with the prior's ``expected`` ones among them."""
     spread = (np.arange(PRIOR_IMAGES) + 0.5) / PRIOR_IMAGES
-    expected = [prior.signed(c) if labeled else _agreement(c, prior) for c in spread]
-    x = np.concatenate([samples.confidence, spread])
-    y = np.concatenate([values, expected])
+    x = np.concatenate([confidence, spread])
+    y = np.concatenate([values, [expected(float(c)) for c in spread]])
+    weights = np.ones(len(x))
     if len(np.unique(x)) > 8 * MAX_KNOTS:
         x, y, weights = _binned(x, y)
-    else:
-        weights = np.ones(len(x))
-    blocks = isotonic_blocks(x, y, weights, increasing=not labeled)
-    knots = [(block.position, block.value) for block in blocks]
-    if not labeled:
-        knots = [(c, prior.signed(_own_share(share, prior))) for c, share in knots]
-    return GainCurve(knots=_spaced(knots), local_right=local_right)
+    blocks = isotonic_blocks(x, y, weights, increasing=increasing)
+    return _spaced([(block.position, block.value) for block in blocks])
+
+
+def _nodes(confidence: Values) -> tuple[float, ...]:
+    shares = (np.arange(NODES) + 0.5) / NODES
+    return tuple(float(value) for value in np.quantile(confidence, shares))
 
 
 def _agreement(right: float, prior: GainPrior) -> float:
@@ -98,7 +131,7 @@ def _binned(x: Values, y: Values) -> tuple[Values, Values, Values]:
     return columns[:, 0], columns[:, 1], columns[:, 2]
 
 
-def _spaced(knots: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+def _spaced(knots: list[tuple[float, float]]) -> Knots:
     """At most ``MAX_KNOTS`` knots, and none so close to another that a slope overflows."""
     kept: list[tuple[float, float]] = []
     for position, value in knots:

@@ -89,6 +89,7 @@ def to_html(record: GainRecord) -> str:
     parts = [f'<p class="big">{text(_verdict(record))}</p>']
     parts.append(f'<p class="soft">{text(_origin(record))}</p>')
     figures = [("What the cloud's answer is worth", _gain_chart(record))]
+    figures.append(("How often each side is right", _right_chart(record)))
     if record.calibration is not None:
         figures.append(("What the confidence means", _reliability_chart(record.calibration)))
     if record.held_out is not None and record.held_out_prior is not None:
@@ -144,6 +145,25 @@ def _gain_chart(record: GainRecord) -> str:
     return (
         f"<figure>{plot.svg()}<figcaption class='key'><span class='adaptive'></span>this pair"
         "<span class='faint'></span>the prior</figcaption></figure>"
+    )
+
+
+def _right_chart(record: GainRecord) -> str:
+    curve, steps = record.curve, [number / 100 for number in range(101)]
+    plot = Plot("share of right answers of both sides by confidence", (0, 1), (0, 1))
+    ticks = linear_ticks(0, 1)
+    plot.axes("confidence of the local answer", ticks, "share that is right", ticks)
+    plot.curve([(0, 0), (1, 1)], "even")
+    plot.curve([(c, curve.local(c)) for c in steps], "device")
+    plot.curve([(c, curve.cloud(c)) for c in steps], "cloud")
+    row = plot.row(0.05)
+    for node in curve.nodes:
+        plot.dot(node, 0.03, "faint", f"an eighth of the images lies around {node:.3f}", 3)
+    if curve.nodes:
+        plot.label(plot.column(curve.nodes[0]), row - 8, "an eighth of the images each")
+    return (
+        f"<figure>{plot.svg()}<figcaption class='key'><span class='device'></span>device"
+        "<span class='cloud'></span>cloud</figcaption></figure>"
     )
 
 

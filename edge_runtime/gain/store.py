@@ -12,6 +12,7 @@ import contextlib
 import math
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -24,7 +25,7 @@ from edge_runtime.contract.files import read_bounded
 from edge_runtime.contract.manifest import canonical_json
 from edge_runtime.contract.tasks import TaskName
 from edge_runtime.gain.curve import GainCurve
-from edge_runtime.gain.model import MAX_KNOTS, GainFigures
+from edge_runtime.gain.model import MAX_KNOTS, NODES, GainFigures
 from edge_runtime.gain.scores import Calibration
 from edge_runtime.policies.adaptive import GainPrior
 
@@ -107,6 +108,10 @@ class GainRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     knots: Annotated[
         tuple[tuple[Share, Gain], ...], msgspec.Meta(min_length=1, max_length=MAX_KNOTS)
     ]
+    own: Annotated[tuple[tuple[Share, Share], ...], msgspec.Meta(max_length=MAX_KNOTS)] = ()
+    """P(local right | c); by the prior from the agreement without labels."""
+    nodes: Annotated[tuple[Share, ...], msgspec.Meta(max_length=NODES)] = ()
+    """See ``GainCurve.nodes``."""
     local_right: Share
     """Measured with labels; by the prior from the agreement without."""
     cloud_right: Share | None
@@ -123,19 +128,27 @@ class GainRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def check(self) -> None:
         """Raise ``ContractError`` where the curve is none."""
-        numbers = [number for knot in self.knots for number in knot]
+        numbers = [number for knot in (*self.knots, *self.own) for number in knot]
         if not all(math.isfinite(number) for number in numbers):
             raise ContractError("a knot of the gain is not finite: calibrate again")
-        for (before, high), (after, low) in zip(self.knots, self.knots[1:], strict=False):
+        for (before, high), (after, low) in pairwise(self.knots):
             if after <= before or low > high:
                 raise ContractError(
                     "the gain's knots do not rise in confidence and fall in gain: calibrate again"
+                )
+        for (before, low), (after, high) in pairwise(self.own):
+            if after <= before or low > high:
+                raise ContractError(
+                    "the local model's knots do not rise in confidence and in its being right: "
+                    "calibrate again"
                 )
 
     @property
     def curve(self) -> GainCurve:
         """The gain itself."""
-        return GainCurve(knots=self.knots, local_right=self.local_right)
+        return GainCurve(
+            knots=self.knots, own=self.own, nodes=self.nodes, local_right=self.local_right
+        )
 
 
 def gain_folder(bundle: Bundle) -> Path:

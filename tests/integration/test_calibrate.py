@@ -116,7 +116,7 @@ def test_the_file_says_what_was_measured_for_which_pair(work: Path, record: Gain
     document = json.loads((work / "gain.json").read_text())
     assert document["knots"] == [list(knot) for knot in record.knots]
     page = (work / "gain.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert "<script" not in page
     assert not re.search(r"https?://", page)
     stored = next((work / "gain").iterdir()).read_text()

@@ -91,6 +91,11 @@ def test_a_known_gain_is_recovered() -> None:
     curve = fit_gain(labeled(), PRIOR)
     for c in (0.4, 0.6, 0.8, 0.95):
         assert curve.signed(c) == pytest.approx(0.9 - c, abs=0.06)
+        assert curve.local(c) == pytest.approx(c, abs=0.06)
+        assert curve.cloud(c) == pytest.approx(0.9, abs=0.08)
+    assert len(curve.nodes) == 8
+    assert curve.nodes == tuple(sorted(curve.nodes))
+    assert curve.nodes[3] < float(np.median(np.asarray(labeled().confidence))) < curve.nodes[4]
 
 
 def test_where_there_are_no_images_the_gain_is_the_priors() -> None:

@@ -42,6 +42,8 @@ def record(**changes: object) -> GainRecord:
         "evidence": "labels",
         "agreement_metric": "share of images with the same first class",
         "knots": ((0.2, 0.5), (0.6, 0.25), (0.9, -0.1)),
+        "own": ((0.2, 0.3), (0.9, 0.95)),
+        "nodes": (0.4, 0.9),
         "local_right": 0.7,
         "cloud_right": 0.9,
         "agreement": 0.75,
@@ -74,6 +76,9 @@ def test_what_is_written_is_read_and_used(tmp_path: Path, bundle: Bundle) -> Non
         [0.5, 0.375, 0.075, -0.1]
     )
     assert gain.gain(1.0) == 0.0
+    assert [gain.local(c) for c in (0.0, 0.55, 1.0)] == pytest.approx([0.3, 0.625, 0.95])
+    assert [gain.cloud(c) for c in (0.2, 1.0)] == pytest.approx([0.8, 0.85])
+    assert gain.nodes == (0.4, 0.9)
     assert list((tmp_path / "gain").iterdir()) == [path]
 
 
@@ -138,6 +143,8 @@ def _changed(**changes: object) -> bytes:
         (_changed(knots=[[0.5, 1.5]]), "is no gain"),
         (_changed(knots=[[0.5, 0.1], [0.5, 0.0]]), "rise in confidence"),
         (_changed(knots=[[0.5, 0.1], [0.6, 0.2]]), "fall in gain"),
+        (_changed(own=[[0.5, 0.9], [0.6, 0.8]]), "in its being right"),
+        (_changed(nodes=[0.5] * 9), "is no gain"),
         (_changed(local_right=-0.1), "is no gain"),
         (_changed(variant_sha256=OTHER), "of another pair"),
     ],
