@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import os
 import time
-from importlib.metadata import version
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import ConfigError
@@ -18,6 +17,7 @@ from edge_runtime.gain.model import cross_fitted_gain, fit_gain, gain_figures, p
 from edge_runtime.gain.scores import calibration_figures
 from edge_runtime.gain.store import CloudModel, GainProvenance, GainRecord
 from edge_runtime.policies.adaptive import GainPrior
+from edge_runtime.runtimes.base import installed_version
 
 __all__ = ["build_record", "today"]
 
@@ -82,6 +82,6 @@ def build_record(
             data_sha256=data_digest(samples.digests, measured.classes),
             split=split,
             date=today(),
-            nearfar=version("nearfar"),
+            nearfar=installed_version("nearfar"),
         ),
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
@@ -21,6 +20,7 @@ from edge_runtime.log.entries import MAX_STEPS, CloudOutcome, LogEntry, Outcome,
 from edge_runtime.log.parameters import describe_policy
 from edge_runtime.policies.base import Decision, Policy, Situation
 from edge_runtime.results import Result, Timings
+from edge_runtime.runtimes.base import installed_version
 
 if TYPE_CHECKING:
     from edge_runtime.local import LocalAnswer
@@ -47,7 +47,7 @@ class Recorder:
         self._labels = bool(getattr(sink, "labels", False))
         self._policy = describe_policy(policy)
         self._task, self._bundle, self._variant = task_name(task), bundle, variant
-        self._nearfar = version("nearfar")
+        self._nearfar = installed_version("nearfar")
         self._failed = False
 
     def trace(self, started_s: float) -> Trace:
