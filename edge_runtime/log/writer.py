@@ -27,9 +27,11 @@ __all__ = ["DecisionLog"]
 _log = logging.getLogger(__name__)
 
 DEFAULT_MAX_BYTES: Final = 8 * 2**20
-MIN_MAX_BYTES: Final = 2 * MAX_LINE_BYTES
+MIN_MAX_BYTES: Final = 2**16
 _MAX_WAITING: Final = 4096
 _BATCH: Final = 256
+_PREFACE_BYTES: Final = 256
+"""At most what ``_preface`` says."""
 
 
 class DecisionLog:
@@ -37,7 +39,7 @@ class DecisionLog:
 
     Args:
         path: appended to; made when it is not there. One writer at a time.
-        max_bytes: the file is renamed to ``path.1`` before it grows beyond (2 MiB or more).
+        max_bytes: the file is renamed to ``path.1`` before it grows beyond (64 KiB or more).
         keep: how many such older files stay, 0 to 99; so all take at most
             ``(keep + 1) * max_bytes``.
         labels: keep the label of each answer too.
@@ -150,14 +152,17 @@ class _Worker:
             except Exception as error:  # a policy's own numbers
                 self._lose(1, f"{type(error).__name__}: {error}")
                 continue
-            if len(line) > MAX_LINE_BYTES:
-                self._lose(1, f"an entry has more than {MAX_LINE_BYTES} bytes")
-                continue
             policy = PolicyLine.of(entry.policy)
-            head = b"" if policy.id in self._known else encode(policy)
-            if self._size and self._size + len(head) + len(line) > self._max_bytes:
+            full = encode(policy)
+            most = min(MAX_LINE_BYTES, self._max_bytes - len(full) - _PREFACE_BYTES)
+            if max(len(line), len(full)) > most:
+                self._lose(1, f"an entry has more than {most} bytes")
+                continue
+            head = b"" if policy.id in self._known else full
+            needed = len(head) + len(line) + _PREFACE_BYTES
+            if self._size and self._size + needed > self._max_bytes:
                 self._rotate()
-                head = encode(policy)
+                head = full
             if self._append(self._preface() + head + line):
                 self._known.add(policy.id)
 
