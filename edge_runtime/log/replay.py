@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.errors import ConfigError, ContractError
 from edge_runtime.gain.curve import GainCurve
 from edge_runtime.log.entries import LogEntry, PolicyRecord
 from edge_runtime.log.parameters import make_policy
@@ -91,7 +91,7 @@ def replay(log: LogFile) -> Replay:
             made[key] = make_policy(entry.policy)
         for number, step in enumerate(entry.steps):
             decisions += 1
-            again = _as_logged(made[key].decide(step.situation))
+            again = _as_logged(_decide(made[key], step.situation, numbered.line))
             differing = _differences(step.decision, again)
             if differing:
                 mismatched += 1
@@ -111,6 +111,17 @@ def replay(log: LogFile) -> Replay:
         mismatched=mismatched,
         mismatches=tuple(mismatches),
     )
+
+
+def _decide(policy: Policy, situation: Situation, line: int) -> Decision:
+    """The policy's decision. ``ContractError``: its arithmetic fails on these numbers."""
+    try:
+        return policy.decide(situation)
+    except (ArithmeticError, ValueError) as error:
+        raise ContractError(
+            f"line {line} of the log holds numbers that {policy.name} cannot decide on "
+            f"({type(error).__name__}: {error})"
+        ) from None
 
 
 def _described(policy: PolicyRecord) -> str:
@@ -147,7 +158,7 @@ def compare(log: LogFile, policy: Policy, gain: GainCurve | GainPrior) -> WhatIf
         last = entry.last
         if last is None:
             continue
-        decision, answerable = _ask(policy, entry)
+        decision, answerable = _ask(policy, entry, numbered.line)
         unanswerable += not answerable
         changes[last.action.value, decision.action.value] += 1
         logged.append((entry, last))
@@ -163,10 +174,10 @@ def compare(log: LogFile, policy: Policy, gain: GainCurve | GainPrior) -> WhatIf
     )
 
 
-def _ask(policy: Policy, entry: LogEntry) -> tuple[Decision, bool]:
+def _ask(policy: Policy, entry: LogEntry, line: int) -> tuple[Decision, bool]:
     """The policy's last decision, and whether every question it wanted could be put."""
     situation = entry.steps[0].situation
-    decision = policy.decide(situation)
+    decision = _decide(policy, situation, line)
     for _ in range(_MAX_QUESTIONS):
         if decision.action is not Action.CASCADE or situation.confidence is not None:
             return decision, True
@@ -174,7 +185,7 @@ def _ask(policy: Policy, entry: LogEntry) -> tuple[Decision, bool]:
         if following is None:
             return decision, False
         situation = following
-        decision = policy.decide(situation)
+        decision = _decide(policy, situation, line)
     return decision, True
 
 

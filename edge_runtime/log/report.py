@@ -11,7 +11,7 @@ from edge_runtime.log.entries import LogEntry, Step
 from edge_runtime.log.reader import LogFile, Numbered
 from edge_runtime.log.replay import Replay, WhatIf
 from edge_runtime.log.terminal import given, headline, outcome_line
-from edge_runtime.log.timeline import Timeline, elapsed_ms, numbers_of, timeline
+from edge_runtime.log.timeline import Timeline, drawable, elapsed_ms, numbers_of, timeline
 from edge_runtime.page import Plot, linear_ticks, page, table, text
 from edge_runtime.policies.reasons import sentence
 
@@ -120,20 +120,22 @@ def _worth_chart(step: Step) -> str:
 
 
 def _measured_chart(entry: LogEntry) -> str:
-    timings, deadline_ms = entry.outcome.timings, entry.steps[0].situation.deadline_ms
-    span = 1.06 * max(deadline_ms, timings.total_ms, 1e-3)
+    timings = entry.outcome.timings
+    deadline_ms = drawable(entry.steps[0].situation.deadline_ms)
+    total_ms = drawable(timings.total_ms)
+    span = 1.06 * max(deadline_ms, total_ms, 1e-3)
     plot = Plot("what was measured", (0, span), (0, 3), width=540, height=150, left=56)
     plot.axes("milliseconds after the call", linear_ticks(0, span))
     if timings.local_ms is not None:
-        wait = timings.local_wait_ms or 0.0
+        wait_ms = drawable(timings.local_wait_ms)
         plot.label(50, plot.row(2) + 4, "device", anchor="end", kind="label")
-        plot.bar(0.0, wait, 2, "faint", height=6)
-        plot.bar(wait, wait + timings.local_ms, 2, "device")
+        plot.bar(0.0, wait_ms, 2, "faint", height=6)
+        plot.bar(wait_ms, wait_ms + drawable(timings.local_ms), 2, "device")
     if timings.cloud_ms is not None:
         plot.label(50, plot.row(1) + 4, "cloud", anchor="end", kind="label")
-        plot.bar(max(timings.total_ms - timings.cloud_ms, 0.0), timings.total_ms, 1, "cloud")
+        plot.bar(max(total_ms - drawable(timings.cloud_ms), 0.0), total_ms, 1, "cloud")
     kind = "adaptive" if entry.outcome.source is not None else "bad"
-    plot.bar(timings.total_ms, timings.total_ms, 1.5, kind, height=60)
+    plot.bar(total_ms, total_ms, 1.5, kind, height=60)
     _deadline(plot, deadline_ms)
     return (
         f"<figure class='lane'>{plot.svg()}<figcaption>The tall bar is the moment of the answer, "

@@ -8,7 +8,14 @@ from typing import Final
 
 from edge_runtime.log.entries import LogEntry, Step
 from edge_runtime.log.reader import Numbered
-from edge_runtime.log.timeline import Quantiles, Timeline, elapsed_ms, numbers_of, timeline
+from edge_runtime.log.timeline import (
+    Quantiles,
+    Timeline,
+    drawable,
+    elapsed_ms,
+    numbers_of,
+    timeline,
+)
 from edge_runtime.page import clean
 from edge_runtime.policies.reasons import sentence
 from edge_runtime.results import Timings
@@ -150,20 +157,21 @@ def _cloud_row(quantiles: Quantiles, span: float) -> _Row:
 
 
 def _measured_lines(timings: Timings, deadline_ms: float) -> list[str]:
-    span = _span(max(deadline_ms, timings.total_ms))
+    total_ms, deadline_ms = drawable(timings.total_ms), drawable(deadline_ms)
+    span = _span(max(deadline_ms, total_ms))
     rows = []
     if timings.local_ms is not None:
-        wait = timings.local_wait_ms or 0.0
+        wait_ms = drawable(timings.local_wait_ms)
         row = _Row(span)
-        row.fill(0.0, wait, ".")
-        row.fill(wait, wait + timings.local_ms, "=")
+        row.fill(0.0, wait_ms, ".")
+        row.fill(wait_ms, wait_ms + drawable(timings.local_ms), "=")
         rows.append(row.text("local", deadline_ms))
     if timings.cloud_ms is not None:
         row = _Row(span)
-        row.fill(max(timings.total_ms - timings.cloud_ms, 0.0), timings.total_ms, "=")
+        row.fill(max(total_ms - drawable(timings.cloud_ms), 0.0), total_ms, "=")
         rows.append(row.text("cloud", deadline_ms))
     row = _Row(span)
-    row.put(timings.total_ms, "*")
+    row.put(total_ms, "*")
     return [*rows, row.text("answer", deadline_ms), _axis(span, deadline_ms)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
@@ -10,7 +11,17 @@ from edge_runtime.log.entries import LogEntry, Step
 from edge_runtime.policies.base import CloudOutlook, LinkOutlook, Situation
 from edge_runtime.policies.forecast import forecast
 
-__all__ = ["Quantiles", "Timeline", "cloud_quantiles", "numbers_of", "timeline"]
+__all__ = [
+    "Quantiles",
+    "Timeline",
+    "cloud_quantiles",
+    "drawable",
+    "elapsed_ms",
+    "numbers_of",
+    "timeline",
+]
+
+_FOREVER_MS: Final = 1e9
 
 _HORIZON: Final = 4.0
 """Of the time left: later answers are only "later"."""
@@ -30,6 +41,13 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """When the cloud's answer was expected; None: there is no broker."""
     upload_ms: float | None
     """Median end of the upload itself."""
+
+
+def drawable(milliseconds: float | None) -> float:
+    """0 to eleven days: a log may hold any number, a picture only these. NaN counts as 0."""
+    if milliseconds is None or math.isnan(milliseconds):
+        return 0.0
+    return min(max(milliseconds, 0.0), _FOREVER_MS)
 
 
 def cloud_quantiles(
@@ -59,19 +77,24 @@ def timeline(step: Step) -> Timeline:
     """The expectations of one step."""
     situation: Situation = step.situation
     local, link, cloud = situation.local, situation.link, situation.cloud
-    deadline_ms = max(situation.time_left_ms, 0.0)
+    deadline_ms = drawable(situation.time_left_ms)
     expected = quantiles = None
     if local is not None and situation.confidence is None:
-        start = local.queue_wait_ms + step.decision.local_start_ms
-        expected = (start, start + local.p50_ms, start + max(local.p95_ms, local.p50_ms))
+        start = drawable(local.queue_wait_ms + step.decision.local_start_ms)
+        median = start + drawable(local.p50_ms)
+        expected = (start, median, max(median, start + drawable(local.p95_ms)))
     if link is not None and cloud is not None:
         horizon_ms = _HORIZON * max(deadline_ms, 1.0)
-        quantiles = cloud_quantiles(link, cloud, situation.upload_bytes, horizon_ms)
+        try:
+            quantiles = cloud_quantiles(link, cloud, situation.upload_bytes, horizon_ms)
+        except (ArithmeticError, ValueError):  # numbers that no runtime writes
+            quantiles = None
+    upload_ms = step.decision.predicted_upload_ms
     return Timeline(
         deadline_ms=deadline_ms,
         local_ms=expected,
         cloud=quantiles,
-        upload_ms=step.decision.predicted_upload_ms,
+        upload_ms=None if upload_ms is None else drawable(upload_ms),
     )
 
 
