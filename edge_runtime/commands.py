@@ -9,10 +9,10 @@ import click
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract import limits
-from edge_runtime.contract.errors import ConfigError, ContractError, NearfarError
-from edge_runtime.contract.files import read_bounded
+from edge_runtime.contract.errors import ContractError, NearfarError
 from edge_runtime.contract.tasks import ClassificationTask, GenerationTask
 from edge_runtime.contract.wire import MAX_SEED
+from edge_runtime.key_file import read_key_file
 from edge_runtime.output import explain as explained
 from edge_runtime.output import to_json, to_text
 from edge_runtime.policies.base import InferenceMode
@@ -20,8 +20,6 @@ from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.saving import Saver
 
 __all__ = ["run"]
-
-_MAX_KEY_FILE_BYTES = 4096
 
 
 @click.command(
@@ -92,6 +90,12 @@ bundle, an option, or every image.
     "--allow-plain-http", is_flag=True, help="Send the key over http:// to another machine."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line and answer.")
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    metavar="F",
+    help="Append each decision to this log (see: nearfar explain, nearfar replay).",
+)
 @click.option("--explain", is_flag=True, help="Print why each image was answered where it was.")
 def run(
     bundle: Path,
@@ -107,6 +111,7 @@ def run(
     api_key_file: Path | None,
     allow_plain_http: bool,
     as_json: bool,
+    log: Path | None,
     explain: bool,
 ) -> None:
     """Answer images, or seeds, with a BUNDLE, on this device or through a broker.
@@ -114,7 +119,7 @@ def run(
     Each IMAGE is a JPEG, PNG or WebP file. What is printed depends on the bundle's task:
     classes, a table of boxes, the share of each class of a mask, the size of an image.
     """
-    api_key = None if api_key_file is None else _read_key(api_key_file)
+    api_key = None if api_key_file is None else read_key_file(api_key_file)
     opened = Bundle.open(bundle)
     names = _asked(opened, images, seeds)
     saver = None
@@ -132,6 +137,7 @@ def run(
         api_key=api_key,
         deadline_ms=deadline_ms,
         allow_plain_http=allow_plain_http,
+        log=log,
     ) as runtime:
         if broker is not None:
             runtime.prewarm(wait_ms=deadline_ms)
@@ -165,16 +171,6 @@ def _asked(bundle: Bundle, images: tuple[str, ...], seeds: tuple[int, ...]) -> l
     if not generates and (seeds or not images):
         raise click.UsageError("this bundle takes images: pass at least one IMAGE, and no --seed")
     return [str(seed) for seed in seeds] if generates else list(images)
-
-
-def _read_key(path: Path) -> str:
-    try:
-        key = read_bounded(path, _MAX_KEY_FILE_BYTES).decode("ascii").strip()
-    except UnicodeDecodeError:
-        key = ""
-    if not key or len(key.split()) != 1:
-        raise ConfigError(f"{path} must hold one API key and nothing else")
-    return key
 
 
 def _print_failure(name: str, error: NearfarError, as_json: bool, kind: str) -> None:

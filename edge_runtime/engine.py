@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import ssl
 import threading
@@ -14,6 +15,8 @@ from edge_runtime.contract.errors import BackendUnavailable, ConfigError, Nearfa
 from edge_runtime.contract.tasks import Task, has_labels
 from edge_runtime.contract.wire import PictureType
 from edge_runtime.local import LocalModel
+from edge_runtime.log.recorder import LogSink, Recorder
+from edge_runtime.log.writer import DecisionLog
 from edge_runtime.offload.discovery import Expected
 from edge_runtime.offload.endpoint import check_api_key, check_broker_url
 from edge_runtime.offload.transport import Transport
@@ -28,6 +31,7 @@ __all__ = [
     "close_parts",
     "connect",
     "load_local",
+    "open_log",
     "open_transport",
 ]
 
@@ -43,6 +47,8 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     uplink: Uplink | None
     conditions: ConditionsSource
     prices: Prices
+    recorder: Recorder | None = None
+    """None: no decision log was asked for."""
 
 
 def choose_policy(policy: str | Policy, *, connected: bool) -> Policy:
@@ -135,16 +141,35 @@ def connect(
     return uplink
 
 
-def close_parts(local: LocalModel | None, uplink: Uplink | None) -> None:
+def open_log(
+    log: str | os.PathLike[str] | LogSink | None,
+) -> tuple[LogSink | None, DecisionLog | None]:
+    """Where entries go, and the log that closes with the runtime: one that it made itself.
+
+    Raises ``ConfigError``.
+    """
+    if log is None or not isinstance(log, str | os.PathLike):
+        if log is not None and not callable(log):
+            raise ConfigError("log must be a path, a DecisionLog, or a function of an entry")
+        return log, None
+    made = DecisionLog(log)
+    return made, made
+
+
+def close_parts(
+    local: LocalModel | None, uplink: Uplink | None, log: DecisionLog | None = None
+) -> None:
     """Network first: what was being uploaded falls back to the local model, which ends then.
 
     The garbage collector may call this in one of the threads to be ended; another one does
     it then, since no thread can wait for itself.
     """
     if threading.current_thread().name.startswith("nearfar-"):
-        threading.Thread(target=close_parts, args=(local, uplink)).start()
+        threading.Thread(target=close_parts, args=(local, uplink, log)).start()
         return
     if uplink is not None:
         uplink.close()
     if local is not None:
         local.close()
+    if log is not None:
+        log.close()

@@ -80,6 +80,7 @@ class Request:
         self._cloud_asked = False
         self._cloud_future: Future[CloudAnswer] | None = None
         self._cloud_error: NearfarError | None = None
+        self._trace = None if engine.recorder is None else engine.recorder.trace(started_s)
 
     # Called by who waits ------------------------------------------------------------
 
@@ -133,7 +134,7 @@ class Request:
 
     def abandon(self) -> None:
         """The caller does not wait any longer."""
-        self._fail(ConfigError("the request was abandoned"))
+        self._fail(ConfigError("the request was abandoned"), abandoned=True)
 
     # Decisions ----------------------------------------------------------------------
 
@@ -158,7 +159,10 @@ class Request:
             conditions=conditions,
             prices=engine.prices,
         )
-        decision = self._feasible(engine.policy.decide(situation), situation)
+        chosen = engine.policy.decide(situation)
+        decision = self._feasible(chosen, situation)
+        if self._trace is not None:
+            self._trace.decided(situation, chosen, decision)
         if engine.uplink is not None and not self._private:
             asked = decision.warm_up or (cloud is not None and cloud.breaker == "OPEN")
             if asked and conditions.data_saver is not True:
@@ -251,6 +255,8 @@ class Request:
             self._decision = msgspec.structs.replace(
                 self._decision, action=Action.CLOUD_ONLY, reason="local_failed"
             )
+            if self._trace is not None:
+                self._trace.redirected(self._decision)
         self._start_cloud()
 
     def _may_upload(self) -> bool:
@@ -273,6 +279,8 @@ class Request:
                 return
             future = uplink.submit(body, media_type, self._deadline_s)
             self._cloud_future = future
+            if self._trace is not None:
+                self._trace.uploading(len(body))
         future.add_done_callback(self._on_cloud)
 
     def _on_cloud(self, future: Future[CloudAnswer]) -> None:
@@ -374,13 +382,20 @@ class Request:
             )
             self.done.set_result(result)
         self._cancel_rest()
+        if self._trace is not None:
+            self._trace.answered(result, self._local, self._cloud_error)
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException, *, abandoned: bool = False) -> None:
         with self._lock:
             if self.done.done():
                 return
             self.done.set_exception(error)
         self._cancel_rest()
+        if self._trace is not None:
+            total_ms = (time.monotonic() - self._started_s) * 1e3
+            self._trace.failed(
+                error, self._local, self._cloud_error, abandoned=abandoned, total_ms=total_ms
+            )
 
     def _cancel_rest(self) -> None:
         for future in (self._local_future, self._cloud_future):

@@ -8,6 +8,7 @@ import ssl
 import threading
 import time
 import weakref
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -32,8 +33,12 @@ from edge_runtime.engine import (
     close_parts,
     connect,
     load_local,
+    open_log,
     open_transport,
 )
+from edge_runtime.log.recorder import LogSink, Recorder
+from edge_runtime.many import answer_many, answer_many_async, check_concurrency
+from edge_runtime.observe import prometheus_text
 from edge_runtime.offload.transport import Transport
 from edge_runtime.photo import ImageInput, Photo
 from edge_runtime.policies.base import InferenceMode, Policy, Prices
@@ -79,6 +84,8 @@ class EdgeRuntime:
         session: send images over one WebSocket where the broker has it (``docs/session.md``):
             an upload can be cancelled, and refused before it begins. False: POST only.
         transport: instead of ``broker``: carries the requests (``edge_runtime.testing``).
+        log: a file for the decision log (``docs/decision-log.md``), a ``DecisionLog``, or a
+            function that takes each request's ``LogEntry``.
 
     Raises:
         TrustError, ManifestError: the bundle is not what its manifest says.
@@ -105,6 +112,7 @@ class EdgeRuntime:
         allow_plain_http: bool = False,
         session: bool = True,
         transport: Transport | None = None,
+        log: str | os.PathLike[str] | LogSink | None = None,
     ) -> None:
         self._deadline_ms = _check_deadline_ms(deadline_ms)
         if not 1 <= threads <= 256:
@@ -122,6 +130,7 @@ class EdgeRuntime:
             transport = None
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         task = self._bundle.manifest.task
+        sink, own_log = open_log(log)
         local, local_error = None, None
         if chosen.uses_local:
             local, local_error = load_local(
@@ -151,11 +160,20 @@ class EdgeRuntime:
             uplink=uplink,
             conditions=source,
             prices=prices or Prices(),
+            recorder=None
+            if sink is None
+            else Recorder(
+                sink,
+                policy=chosen,
+                task=task,
+                bundle=f"{self._bundle.manifest.name}@{self._bundle.manifest.version}",
+                variant=None if local is None else local.variant.id,
+            ),
         )
         self._lock = threading.Lock()
         self._counts = Counts()
         # Also runs when the object is dropped, and when the program ends.
-        self._finalizer = weakref.finalize(self, close_parts, local, uplink)
+        self._finalizer = weakref.finalize(self, close_parts, local, uplink, own_log)
 
     # Answers --------------------------------------------------------------------------
 
@@ -231,6 +249,50 @@ class EdgeRuntime:
                 beginning.add_done_callback(_abandon)
                 raise
         return await self._wait_async(request)
+
+    def run_many(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        deadline_ms: float | None = None,
+        top_k: int | None = None,
+        private: bool = False,
+        concurrency: int = 4,
+    ) -> Generator[Result | NearfarError, None, None]:
+        """Answer many images, in their order: a result each, or its error as a value.
+
+        At most ``concurrency`` (1 to 64) are under way at a time, and ``images`` is read no
+        further ahead. Each deadline counts from the moment its image is taken; the local
+        model answers one at a time, so with a short deadline and a slow model fewer are
+        better. Closing the iterator ends what is under way. Raises ``ConfigError`` at once
+        when an argument makes no sense.
+        """
+        check_concurrency(concurrency)
+        self._deadline(deadline_ms)
+        return answer_many(
+            images,
+            lambda image: self._begin(image, time.monotonic(), deadline_ms, top_k, private),
+            self._wait,
+            concurrency,
+        )
+
+    def arun_many(
+        self,
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
+        *,
+        deadline_ms: float | None = None,
+        top_k: int | None = None,
+        private: bool = False,
+        concurrency: int = 4,
+    ) -> AsyncGenerator[Result | NearfarError, None]:
+        """``run_many`` for event loops; ``images`` may be asynchronous too."""
+        check_concurrency(concurrency)
+        self._deadline(deadline_ms)
+        return answer_many_async(
+            images,
+            lambda image: self.arun(image, deadline_ms=deadline_ms, top_k=top_k, private=private),
+            concurrency,
+        )
 
     async def agenerate(self, seed: int, *, deadline_ms: float | None = None) -> Result:
         """``generate`` for event loops; cancelling it cancels what is under way."""
@@ -397,6 +459,10 @@ class EdgeRuntime:
             conditions=read_conditions(engine.conditions),
             counts=counts,
         )
+
+    def prometheus(self) -> str:
+        """``status()`` in Prometheus' text format: counters, latencies, link, breaker."""
+        return prometheus_text(self.status())
 
     def close(self) -> None:
         """End every thread, task and connection; calling it again does nothing.

@@ -14,6 +14,7 @@ from PIL import Image
 
 from edge_runtime.commands import run
 from edge_runtime.contract.errors import ConfigError, MissingFile
+from edge_runtime.log import read_log
 from tests.support.bundles import photo, tiny_bundle
 from tests.support.fault_broker import FaultBroker
 from tests.support.tasks import LABELS, task_bundle
@@ -248,3 +249,12 @@ def test_an_answer_without_a_score_is_explained(images: list[str]) -> None:
     done = call(str(task_bundle("reconstruction")), images[0], "--explain")
     assert done.exit_code == 0, done.output
     assert "local confidence not given by this task" in done.stdout
+
+
+def test_decisions_are_logged_where_asked(images: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    assert call(BUNDLE, *images, "--log", str(log)).exit_code == 0
+    read = read_log(log)
+    assert [one.entry.action for one in read.entries] == ["LOCAL", "LOCAL"]
+    refused = call(BUNDLE, *images, "--log", str(tmp_path / "none" / "log.jsonl"))
+    assert isinstance(refused.exception, ConfigError)
