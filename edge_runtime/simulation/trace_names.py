@@ -7,6 +7,7 @@ kinds: ``uplink-3G_noCross.up`` has uplink, 3g, no, cross and up.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final, Literal
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Kind",
     "Radio",
     "column_direction",
+    "find_partner",
     "name_words",
     "pair_words",
     "path_direction",
@@ -45,7 +47,8 @@ _RADIOS: Final[dict[str, Radio]] = {
 }
 _CAMEL: Final = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _UNIT: Final = re.compile(
-    r"(?<![A-Za-z])([GMKgmk]?)(bits?|bytes?|b)(ps|[ _/]*(?:per[ _]*)?s(?:ec(?:onds?)?)?)?(?![A-Za-z])",
+    r"(?<![A-Za-z])([GMKgmk]?)(bits?|bytes?|b)"
+    r"(ps|[ _/]*(?:per[ _]*)?s(?:ec(?:onds?)?)?)?(?![A-Za-z])",
     re.IGNORECASE,
 )
 _PREFIX: Final = {"g": 1e9, "m": 1e6, "k": 1e3, "": 1.0}
@@ -108,6 +111,28 @@ def pair_words(path: str) -> tuple[str, ...]:
     """What tells one recording from another: a path's words without kind, direction, ending."""
     dull = _RTT | _RATE | _UP | _DOWN | DATA_SUFFIXES
     return tuple(word for word in name_words(path) if word not in dull)
+
+
+def find_partner(path: str, candidates: Sequence[str], radio: Radio | None) -> str | None:
+    """Which of the files of round trips belongs to a rate's file.
+
+    The one whose path has the same words, kind and direction aside; else the one whose words
+    all occur in the rate's path, most of them; else the only one of its folder. Never one of
+    another radio.
+    """
+    fitting = [other for other in candidates if radio is None or path_radio(other) in (None, radio)]
+    own = pair_words(path)
+    same = [other for other in fitting if pair_words(other) == own]
+    if same:
+        return same[0]
+    shared = {other: set(pair_words(other)) for other in fitting}
+    within = {other: len(words) for other, words in shared.items() if words and words <= set(own)}
+    best = [other for other, count in within.items() if count == max(within.values())]
+    if len(best) == 1:
+        return best[0]
+    place = pair_words(path.rpartition("/")[0])
+    beside = [other for other in fitting if pair_words(other.rpartition("/")[0]) == place]
+    return beside[0] if len(beside) == 1 else None
 
 
 def rate_factor(name: str) -> float | None:

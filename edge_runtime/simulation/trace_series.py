@@ -89,14 +89,13 @@ def check_rtt(rtt_ms: FloatArray) -> FloatArray:
 def bins_of_opportunities(times_ms: npt.NDArray[np.int64]) -> FloatArray:
     """Rates from mahimahi's list: each time is one chance to send 1500 bytes.
 
-    The last, partly covered 100 ms are left out: the list repeats after its last time.
+    The rates are whole packets: their sum is all that could be sent.
     """
     if times_ms[0] < 0:
         raise ContractError(f"a time is negative ({times_ms[0]} ms)")
     if times_ms[-1] > MAX_SERIES_S * 1e3:
         raise LimitExceeded(f"it lasts {times_ms[-1] / 1e3:.0f} s; the most is {MAX_SERIES_S:.0f}")
-    count = int(times_ms[-1] // int(BIN_MS))
-    packets = np.bincount(times_ms // int(BIN_MS), minlength=count)[:count]
+    packets = np.bincount(times_ms // int(BIN_MS))
     return np.asarray(packets * _PACKET_MEGABITS / (BIN_MS / 1e3), dtype=np.float64)
 
 
@@ -105,8 +104,10 @@ def bins_of_samples(times_s: FloatArray, rates_mbps: FloatArray) -> list[FloatAr
 
     A step back in time, or a gap of more than five usual steps (and 5 s), starts another
     run; samples of one time are averaged. Raises ``ContractError`` when samples are more
-    than 10 s apart as a rule, or the time runs back again and again.
+    than 10 s apart as a rule, or the time runs back again and again, or a rate is negative.
     """
+    if rates_mbps.size and rates_mbps.min() < 0:
+        raise ContractError(f"a rate is negative ({rates_mbps.min():g} Mbit/s)")
     steps = np.diff(times_s)
     forward = steps[steps > 0]
     if not forward.size:
@@ -141,14 +142,16 @@ def _resample(times_s: FloatArray, values: FloatArray, last_s: float, step_s: fl
     return np.maximum(np.round(np.diff(at) / step_s, 6), 0.0) if count else np.empty(0)
 
 
-def rtt_of_samples(times_s: Sequence[float], rtt_ms: Sequence[float]) -> FloatArray:
+def rtt_of_samples(
+    times_s: Sequence[float] | FloatArray, rtt_ms: Sequence[float] | FloatArray
+) -> FloatArray:
     """Round trips every 200 ms from replies at times, each holding until the next."""
     times, values = np.asarray(times_s, np.float64), np.asarray(rtt_ms, np.float64)
     steps = np.diff(times)
     if not steps.size or (steps < 0).any() or not (steps > 0).any():
         raise ContractError("the times of its round trips do not move on")
     usual_s = float(np.median(steps[steps > 0]))
-    grid = np.arange(times[0], times[-1] + usual_s - 1e-6, RTT_STEP_MS / 1e3)
-    if grid.size > MAX_SERIES_S * 1e3 / RTT_STEP_MS:
+    if times[-1] - times[0] + usual_s > MAX_SERIES_S:
         raise LimitExceeded(f"it lasts longer than {MAX_SERIES_S:.0f} s")
+    grid = np.arange(times[0], times[-1] + usual_s - 1e-6, RTT_STEP_MS / 1e3)
     return values[np.searchsorted(times, grid + 1e-6, side="right") - 1]
