@@ -32,6 +32,7 @@ __all__ = [
     "Tariff",
     "cell_document",
     "is_bound",
+    "machine",
     "score",
     "weighted_quantile",
 ]
@@ -41,10 +42,10 @@ ORACLE: Final = "Oracle"
 
 DEFINITIONS: Final = {
     "accuracy_in_deadline": "expected share of requests answered right within the deadline",
+    "net_utility": "accuracy_in_deadline - 0.05 per uploaded MB - 0.002 per joule",
     "gain_capture": "(accuracy_in_deadline - LocalOnly's) / (Oracle's - LocalOnly's), from sums "
     "over traces of equal weight; null where the Oracle is less than 0.1 points above LocalOnly",
-    "net_gain_capture": "the same of the net utility, accuracy_in_deadline - 0.05 per uploaded MB "
-    "- 0.002 per joule, bounded by the Oracle at these prices",
+    "net_gain_capture": "the same of net_utility, bounded by the Oracle at these prices",
     "net_gain_capture_saver": "the same at 0.5 per MB and 0.01 per joule",
     "miss_rate": "share of requests without an answer within the deadline",
     "mean_ms": "mean latency of the requests that were answered, in time or late",
@@ -109,6 +110,7 @@ class PolicyScore(msgspec.Struct, frozen=True, kw_only=True):
     gain_capture: Estimate
     net_gain_capture: Estimate
     net_gain_capture_saver: Estimate
+    net_utility: float
     accuracy_in_deadline: float
     miss_rate: float
     mean_ms: float | None
@@ -240,6 +242,7 @@ def _score_one(
     runs = [run for trace in result.traces for run in by_trace[trace]]
     latency = _join(runs, "latency_ms")
     plain = {
+        "net_utility": bootstrap.mean(own.net(BALANCED)),
         "accuracy_in_deadline": bootstrap.mean(own.accuracy),
         "miss_rate": bootstrap.mean(own.miss),
         "kb_per_request": bootstrap.mean(own.kilobytes),
@@ -248,8 +251,7 @@ def _score_one(
         "offload_share": bootstrap.mean(own.offloaded),
         "cloud_share": bootstrap.mean(own.cloud),
     }
-    everywhere = not np.isnan(own.mean_ms).any()
-    mean_ms = bootstrap.mean(own.mean_ms) if everywhere else Estimate(mean=None, ci95=None)
+    mean_ms = _mean_where_answered(own.mean_ms, bootstrap)
     brier, reliability = _calibration(_join(runs, "p_cloud"), _join(runs, "cloud_in_time"))
     decisions = _join(runs, "decision_us")
     decisions = decisions[np.isfinite(decisions)]
@@ -277,6 +279,14 @@ def _score_one(
 def _number(found: Estimate) -> float:
     assert found.mean is not None  # noqa: S101  # every trace has requests
     return found.mean
+
+
+def _mean_where_answered(values: NDArray[np.float64], bootstrap: Bootstrap) -> Estimate:
+    """Over the traces on which anything was answered; an interval only when all are."""
+    known = values[np.isfinite(values)]
+    if known.size == values.size:
+        return bootstrap.mean(values)
+    return Estimate(mean=float(known.mean()) if known.size else None, ci95=None)
 
 
 def _finite(value: float) -> float | None:
@@ -310,6 +320,8 @@ def _class_score(
     policy: str, means: dict[str, _TraceMeans], members: NDArray[np.int64]
 ) -> ClassScore:
     own = means[policy]
+    answered = own.mean_ms[members]
+    answered = answered[np.isfinite(answered)]
     capture = None
     bounds = _bounds(means, None)
     if bounds is not None:
@@ -321,7 +333,7 @@ def _class_score(
         gain_capture=capture,
         accuracy_in_deadline=float(own.accuracy[members].mean()),
         miss_rate=float(own.miss[members].mean()),
-        mean_ms=_finite(float(own.mean_ms[members].mean())),
+        mean_ms=float(answered.mean()) if answered.size else None,
         kb_per_request=float(own.kilobytes[members].mean()),
         joules_per_request=float(own.joules[members].mean()),
         offload_share=float(own.offloaded[members].mean()),

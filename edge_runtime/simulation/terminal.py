@@ -1,0 +1,161 @@
+"""What a person sees in a terminal: the traces, how far the run is, and the table at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Final, Self
+
+from edge_runtime.simulation.scores import PolicyScore
+from edge_runtime.simulation.traces import TraceFolder
+
+__all__ = ["RunProgress", "cells_text", "scores_text", "traces_text"]
+
+_NAME_CHARS: Final = 19
+_MAX_LINES: Final = 50
+_MAX_REASONS: Final = 20
+_MAX_EXAMPLES: Final = 3
+_SAY_EVERY_S: Final = 10.0
+
+
+def traces_text(folder: TraceFolder) -> str:
+    """Which traces are used and read from what; what is skipped, by reason."""
+    lines = [f"{len(folder.traces)} traces used:"]
+    for trace, source in list(zip(folder.traces, folder.sources, strict=True))[:_MAX_LINES]:
+        notes = f" ({'; '.join(source.notes)})" if source.notes else ""
+        lines.append(
+            f"  {trace.name}: {trace.group}, {trace.radio}, {source.seconds:.0f} s, median "
+            f"{source.median_mbps:g} Mbit/s; {source.format}, uplink by {source.direction}; "
+            f"round trips: {source.rtt or 'synthetic'}{notes}"
+        )
+    if len(folder.traces) > _MAX_LINES:
+        lines.append(f"  and {len(folder.traces) - _MAX_LINES} more (all in --json and --html)")
+    reasons: dict[str, list[str]] = {}
+    for skipped in folder.skipped:
+        reasons.setdefault(skipped.reason, []).append(skipped.path)
+    if reasons:
+        lines.append(f"{len(folder.skipped)} skipped:")
+    for reason, paths in list(reasons.items())[:_MAX_REASONS]:
+        more = len(paths) - _MAX_EXAMPLES
+        named = ", ".join(paths[:_MAX_EXAMPLES]) + (f" and {more} more" if more > 0 else "")
+        lines.append(f"  {named}: {reason}")
+    if len(reasons) > _MAX_REASONS:
+        lines.append(f"  and {len(reasons) - _MAX_REASONS} more reasons (all in --json and --html)")
+    return "\n".join(lines)
+
+
+def scores_text(title: str, scores: Mapping[str, PolicyScore]) -> str:
+    """One cell's table, 80 columns wide."""
+    header = (
+        f"{'policy':<{_NAME_CHARS}}{'gain %':>7}{'95 %':>14}{'net %':>7}{'right %':>8}"
+        f"{'late %':>7}{'ms':>6}{'kB':>6}{'J':>6}"
+    )
+    lines = [title, header, "-" * len(header)]
+    for policy, found in scores.items():
+        interval = found.gain_capture.ci95
+        between = "" if interval is None else f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f}"
+        lines.append(
+            f"{_short(policy):<{_NAME_CHARS}}{_percent(found.gain_capture.mean):>7}{between:>14}"
+            f"{_percent(found.net_gain_capture.mean):>7}{100 * found.accuracy_in_deadline:>8.2f}"
+            f"{100 * found.miss_rate:>7.2f}{_whole(found.mean_ms):>6}"
+            f"{found.kb_per_request:>6.1f}{found.joules_per_request:>6.2f}"
+        )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def cells_text(title: str, cells: Sequence[tuple[str, Mapping[str, PolicyScore]]]) -> str:
+    """Gain capture by policy and cell, 80 columns for up to ten cells.
+
+    ``cells``: names of three words (device, deadline, arrivals), and scores.
+    """
+    words = [name.replace(" ms", "").split(", ") for name, _ in cells]
+    header = [
+        f"{'policy' if row == 2 else '':<{_NAME_CHARS}}"
+        + "".join(f"{word[row][:5]:>6}" for word in words)
+        for row in range(3)
+    ]
+    lines = [title, *header, "-" * len(header[2])]
+    for policy in dict.fromkeys(policy for _, scores in cells for policy in scores):
+        found = [scores[policy].gain_capture.mean if policy in scores else None
+                 for _, scores in cells]  # fmt: skip
+        row = "".join(f"{'-' if v is None else f'{100 * v:.1f}':>6}" for v in found)
+        lines.append(f"{_short(policy):<{_NAME_CHARS}}{row}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _short(policy: str) -> str:
+    return policy if len(policy) < _NAME_CHARS else policy[: _NAME_CHARS - 2] + "…"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _whole(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+class RunProgress:
+    """A bar on a terminal; elsewhere a line every ten seconds. A context manager."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._began_s = time.monotonic()
+        self._said_s = self._began_s
+        self._label = ""
+        self._bar: Any = None
+        self._task: Any = None
+        if not quiet and sys.stderr.isatty() and find_spec("rich") is not None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import TimeRemainingColumn as Remaining
+
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeElapsedColumn(),
+                Remaining(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, label: str) -> None:
+        """A cell begins."""
+        self._label = label
+        if self._bar is not None:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(label, total=1)
+
+    def update(self, done: int, total: int) -> None:
+        """How many runs of the cell are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+            return
+        now_s = time.monotonic()
+        if not self._quiet and (now_s - self._said_s >= _SAY_EVERY_S or done == total):
+            self._said_s = now_s
+            elapsed_s = now_s - self._began_s
+            print(  # noqa: T201
+                f"[{elapsed_s:6.1f} s] {self._label}: {done} of {total} runs",
+                file=sys.stderr,
+                flush=True,
+            )
