@@ -85,6 +85,10 @@ Exit status: 0 simulated; 2 bad input: no usable trace, or an option.
     "--html", "html_path", type=click.Path(path_type=Path, dir_okay=False), metavar="F",
     help="Write a page with charts.",
 )  # fmt: skip
+@click.option(
+    "--constants", type=click.Path(path_type=Path, dir_okay=False), metavar="F",
+    help="TOML file whose entries replace those of the simulated world.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No list of traces, no progress.")
 @click.pass_context
 def simulate(
@@ -101,6 +105,7 @@ def simulate(
     rate_unit: str | None,
     json_path: Path | None,
     html_path: Path | None,
+    constants: Path | None,
     quiet: bool,
 ) -> None:
     """Compare offload policies over recorded uplinks, against a clairvoyant bound.
@@ -122,6 +127,7 @@ def simulate(
         jobs=jobs or os.cpu_count() or 1,
         assume_uplink=assume_uplink,
         rate_unit=rate_unit,
+        constants=constants,
         with_timeline=html_path is not None,
     )
     try:

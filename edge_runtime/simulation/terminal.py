@@ -14,7 +14,7 @@ from edge_runtime.simulation.traces import TraceFolder
 
 __all__ = ["RunProgress", "cells_text", "scores_text", "traces_text"]
 
-_NAME_CHARS: Final = 19
+_NAME_CHARS: Final = 24
 _MAX_LINES: Final = 50
 _MAX_REASONS: Final = 20
 _MAX_EXAMPLES: Final = 3
@@ -50,18 +50,19 @@ def traces_text(folder: TraceFolder) -> str:
 def scores_text(title: str, scores: Mapping[str, PolicyScore]) -> str:
     """One cell's table, 80 columns wide."""
     header = (
-        f"{'policy':<{_NAME_CHARS}}{'gain %':>7}{'95 %':>14}{'net %':>7}{'right %':>8}"
-        f"{'late %':>7}{'ms':>6}{'kB':>6}{'J':>6}"
+        f"{'policy':<{_NAME_CHARS}}{'gain %':>7}{'95 %':>12}{'net %':>7}{'right':>7}"
+        f"{'late':>6}{'ms':>6}{'kB':>6}{'J':>5}"
     )
     lines = [title, header, "-" * len(header)]
     for policy, found in scores.items():
         interval = found.gain_capture.ci95
-        between = "" if interval is None else f"{100 * interval[0]:.1f}..{100 * interval[1]:.1f}"
+        between = "" if interval is None else f"{100 * interval[0]:.0f}..{100 * interval[1]:.0f}"
         lines.append(
-            f"{_short(policy):<{_NAME_CHARS}}{_percent(found.gain_capture.mean):>7}{between:>14}"
-            f"{_percent(found.net_gain_capture.mean):>7}{100 * found.accuracy_in_deadline:>8.2f}"
-            f"{100 * found.miss_rate:>7.2f}{_whole(found.mean_ms):>6}"
-            f"{found.kb_per_request:>6.1f}{found.joules_per_request:>6.2f}"
+            f"{_short(policy):<{_NAME_CHARS}}{_percent(found.gain_capture.mean, 6):>7}"
+            f"{between:>12}{_percent(found.net_gain_capture.mean, 6):>7}"
+            f"{100 * found.accuracy_in_deadline:>7.2f}{100 * found.miss_rate:>6.1f}"
+            f"{_whole(found.mean_ms):>6}{found.kb_per_request:>6.1f}"
+            f"{found.joules_per_request:>5.2f}"
         )
     return "\n".join(line.rstrip() for line in lines)
 
@@ -74,24 +75,31 @@ def cells_text(title: str, cells: Sequence[tuple[str, Mapping[str, PolicyScore]]
     words = [name.replace(" ms", "").split(", ") for name, _ in cells]
     header = [
         f"{'policy' if row == 2 else '':<{_NAME_CHARS}}"
-        + "".join(f"{word[row][:5]:>6}" for word in words)
+        + "".join(f"{word[row][:4]:>5}" for word in words)
+        + (f"{'worst':>6}" if row == 2 else "")
         for row in range(3)
     ]
     lines = [title, *header, "-" * len(header[2])]
     for policy in dict.fromkeys(policy for _, scores in cells for policy in scores):
         found = [scores[policy].gain_capture.mean if policy in scores else None
                  for _, scores in cells]  # fmt: skip
-        row = "".join(f"{'-' if v is None else f'{100 * v:.1f}':>6}" for v in found)
-        lines.append(f"{_short(policy):<{_NAME_CHARS}}{row}")
+        known = [value for value in found if value is not None]
+        row = "".join(f"{_percent(value, 4):>5}" for value in found)
+        worst = _percent(min(known), 5) if known else "-"
+        lines.append(f"{_short(policy):<{_NAME_CHARS}}{row}{worst:>6}")
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _short(policy: str) -> str:
-    return policy if len(policy) < _NAME_CHARS else policy[: _NAME_CHARS - 2] + "…"
+    return policy if len(policy) <= _NAME_CHARS else policy[: _NAME_CHARS - 1] + "…"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f}"
+def _percent(share: float | None, chars: int) -> str:
+    """With a decimal where that fits."""
+    if share is None:
+        return "-"
+    text = f"{100 * share:.1f}"
+    return text if len(text) <= chars else f"{100 * share:.0f}"
 
 
 def _whole(value: float | None) -> str:

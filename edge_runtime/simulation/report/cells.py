@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from edge_runtime.simulation.records import PolicyRun, SimulationResult
 from edge_runtime.simulation.scores import LOCAL_ONLY, PolicyScore, is_bound
 from edge_runtime.simulation.traces import Trace, TraceFolder
 
-__all__ = ["Cell", "Page", "Session", "cell_name", "colors"]
+__all__ = ["Cell", "Page", "Session", "cell_name", "colors", "own_policies"]
 
-_OWN: Final = "ADAPTIVE"
+_OWN: Final = ("ExpectedUtility", "ADAPTIVE")
+_OWN_COLORS: Final = ("own", "own2", "own3")
 _OTHERS: Final = ("c1", "c2", "c3")
 
 
@@ -34,8 +37,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     run: PolicyRun
     trace: Trace
-    origin_s: float
-    """Where in the trace the run began; the trace repeats after its end."""
+    rates_mbps: NDArray[np.float64]
+    """float64 [tenths of a second], the uplink's capacity from the start of the run."""
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -53,11 +56,17 @@ def cell_name(device: str, deadline_ms: float, arrivals: str) -> str:
     return f"{device}, {deadline_ms:g} ms, {arrivals}"
 
 
+def own_policies(policies: Sequence[str]) -> list[str]:
+    """Those that weigh utility, the balanced one first."""
+    found = [name for name in policies if name.startswith(_OWN)]
+    return sorted(found, key=lambda name: "balanced" not in name)
+
+
 def colors(cells: Sequence[Cell]) -> dict[str, str]:
     """A CSS class for each policy: the bounds, the two ends, ours, the best others, the rest.
 
-    Ours are those whose name begins with ADAPTIVE. The best others are by their net utility
-    over all cells.
+    Ours are the expected-utility policies. The best others are by their net utility over all
+    cells.
     """
     policies = list(dict.fromkeys(name for cell in cells for name in cell.result.policies))
     known: dict[str, str] = {}
@@ -68,8 +77,7 @@ def colors(cells: Sequence[Cell]) -> dict[str, str]:
             known[policy] = "local"
         elif policy == "CloudOnly":
             known[policy] = "cloud"
-    own = [name for name in policies if name.upper().startswith(_OWN)]
-    known |= {name: "own" if name == own[0] else "own2" for name in own}
+    known |= dict(zip(own_policies(policies), _OWN_COLORS, strict=False))
 
     def worth(policy: str) -> float:
         found = [cell.scores[policy].net_utility for cell in cells if policy in cell.scores]

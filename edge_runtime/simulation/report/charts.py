@@ -11,7 +11,13 @@ import numpy as np
 
 from edge_runtime.simulation.report.cells import Cell
 from edge_runtime.simulation.report.plot import Frame, Label, log_ticks, place_labels, ticks
-from edge_runtime.simulation.scores import Bin, PolicyScore, is_bound, weighted_quantile
+from edge_runtime.simulation.scores import (
+    ORACLE,
+    Bin,
+    PolicyScore,
+    is_bound,
+    weighted_quantile,
+)
 
 __all__ = ["latency_chart", "reliability_chart", "tradeoff_chart", "utility_chart"]
 
@@ -47,7 +53,7 @@ def utility_chart(cells: Sequence[Cell], colors: Mapping[str, str]) -> str:
         ticks(low, high),
     )
     for policy in _back_to_front(colors):
-        shown = [(x, y) for x, y in points[policy] if y >= low]
+        shown = [(x, y) for x, y in points[policy] if y >= low and _is_shown(policy)]
         frame.line(shown, f"curve {colors[policy]}", policy)
         for x, y in shown:
             frame.add(_dot(frame.x(x), frame.y(y), 3, colors[policy], f"{policy}: {y:.1f}"))
@@ -57,7 +63,7 @@ def utility_chart(cells: Sequence[Cell], colors: Mapping[str, str]) -> str:
 def latency_chart(cell: Cell, colors: Mapping[str, str]) -> str:
     """Share of requests answered within a time, a curve for each policy, traces weighing alike."""
     deadline_ms = cell.result.deadline_ms
-    curves = {policy: _latencies(cell, policy) for policy in colors if policy in cell.scores}
+    curves = {policy: _latencies(cell, policy) for policy in cell.scores if _is_shown(policy)}
     finite = [ms for curve in curves.values() for ms, _ in curve]
     low = max(1.0, 0.8 * min(finite, default=1.0))
     high = max(1.5 * deadline_ms, min(1.05 * max(finite, default=1.0), 20 * deadline_ms))
@@ -67,7 +73,7 @@ def latency_chart(cell: Cell, colors: Mapping[str, str]) -> str:
     frame.axes(
         "answered within, ms (logarithmic)", log_ticks(low, high), "requests, %", ticks(0, 100)
     )
-    frame.mark(deadline_ms, "deadline")
+    frame.mark(deadline_ms, "deadline", low=True)
     for policy in _back_to_front(colors):
         points = [(ms, 100 * share) for ms, share in curves.get(policy, []) if ms <= high]
         if points:
@@ -94,17 +100,26 @@ def tradeoff_chart(cell: Cell, colors: Mapping[str, str]) -> str:
     points = [
         (policy, found, found.mean_ms, found.gain_capture.mean)
         for policy, found in cell.scores.items()
-        if found.mean_ms is not None and found.gain_capture.mean is not None
+        if _is_shown(policy) and found.mean_ms is not None and found.gain_capture.mean is not None
     ]
     if not points:
         return ""
-    slowest = 1.12 * max(ms for _, _, ms, _ in points if ms is not None)
+    slowest = 1.3 * max(ms for _, _, ms, _ in points if ms is not None)
+    fastest = 0.8 * min(ms for _, _, ms, _ in points if ms is not None)
     lowest = min(0.0, max(_LOWEST_GAIN, *(gain for *_, gain in points if gain is not None)))
     lowest = min([lowest, *(max(g, _LOWEST_GAIN) for *_, g in points if g is not None)]) - 0.06
     highest = max(1.0, *(gain for *_, gain in points if gain is not None)) + 0.08
-    frame = Frame("Gain capture against mean latency", 380, (0, slowest), (lowest, highest))
+    frame = Frame(
+        "Gain capture against mean latency",
+        400,
+        (fastest, slowest),
+        (lowest, highest),
+        log_x=True,
+    )
     marks = {value / 5: f"{20 * value}" for value in range(-1, 6) if lowest <= value / 5}
-    frame.axes("mean latency, ms", ticks(0, slowest), "gain capture, %", marks)
+    frame.axes(
+        "mean latency, ms (logarithmic)", log_ticks(fastest, slowest), "gain capture, %", marks
+    )
     labels, dots = [], []
     for policy, found, mean_ms, gain in sorted(points, key=lambda p: -p[1].kb_per_request):
         assert mean_ms is not None  # noqa: S101  # filtered above
@@ -118,7 +133,8 @@ def tradeoff_chart(cell: Cell, colors: Mapping[str, str]) -> str:
             f"{found.kb_per_request:.0f} kB per request"
         )
         dots.append(_dot(x, y, radius, colors[policy], title))
-        labels.append((-gain, Label(x=x, y=y, radius=radius, text=text)))
+        order = (colors[policy] == "rest", -gain)
+        labels.append((order, Label(x=x, y=y, radius=radius, text=text)))
     for dot in dots:
         frame.add(dot)
     for markup in place_labels([label for _, label in sorted(labels, key=_first)], frame.floor):
@@ -126,8 +142,13 @@ def tradeoff_chart(cell: Cell, colors: Mapping[str, str]) -> str:
     return frame.svg()
 
 
-def _first(pair: tuple[float, Label]) -> float:
+def _first(pair: tuple[tuple[bool, float], Label]) -> tuple[bool, float]:
     return pair[0]
+
+
+def _is_shown(policy: str) -> bool:
+    """Of the bounds, the one that all gain is measured by."""
+    return policy == ORACLE or not is_bound(policy)
 
 
 def reliability_chart(scores: Mapping[str, PolicyScore], colors: Mapping[str, str]) -> str:
@@ -166,5 +187,5 @@ def _dot(x: float, y: float, radius: float, css_class: str, title: str) -> str:
 
 def _back_to_front(colors: Mapping[str, str]) -> list[str]:
     """Gray curves first, so that they never cover a colored one."""
-    order = ("rest", "bound", "c3", "c2", "c1", "cloud", "local", "own2", "own")
+    order = ("rest", "bound", "c3", "c2", "c1", "cloud", "local", "own3", "own2", "own")
     return sorted(colors, key=lambda policy: order.index(colors[policy]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Final
 
 import msgspec
 
@@ -25,9 +26,20 @@ from edge_runtime.simulation.report.tables import (
     traces_table,
 )
 from edge_runtime.simulation.report.timeline import timeline_chart
-from edge_runtime.simulation.scores import DEFINITIONS
+from edge_runtime.simulation.scores import DEFINITIONS, LOCAL_ONLY, ORACLE, is_bound
 
 __all__ = ["render_page"]
+
+_SESSION_KEY: Final = (
+    '<p class="key soft"><span><span class="swatch cloud"></span>answered in the cloud</span>'
+    '<span><span class="swatch held"></span>uploaded, answered on the device</span>'
+    '<span><span class="swatch device"></span>on the device alone</span>'
+    '<span><span class="swatch wrong"></span>late or no answer</span></p>'
+)
+
+
+def _note(markup: str) -> str:
+    return f'<p class="soft">{markup}</p>'
 
 
 def render_page(page: Page) -> str:
@@ -35,15 +47,18 @@ def render_page(page: Page) -> str:
     shades = colors(page.cells)
     first = page.cells[0].result
     traces = len(first.traces)
+    seeds = len(first.seeds)
     one = len(page.cells) == 1
     what = page.cells[0].name if one else f"{len(page.cells)} cells"
     parts = [
         f"<h1>Simulated offloading: {escape(what)}</h1>",
-        f'<p class="soft">{traces} uplink traces, {len(first.seeds)} '
-        f"{'seed' if len(first.seeds) == 1 else 'seeds'}, {len(shades)} policies. Every policy "
-        "meets the same requests on the same links. A figure is a mean over traces, each weighing "
-        "the same; intervals are 95 %, over traces drawn again.</p>",
+        _note(
+            f"{traces} uplink traces, {seeds} {'seed' if seeds == 1 else 'seeds'}, {len(shades)} "
+            "policies. Every policy meets the same requests on the same links. A figure is a mean "
+            "over traces, each weighing the same; intervals are 95 %, over traces drawn again."
+        ),
     ]
+    parts.append(_verdict(page.cells))
     if not one:
         parts += _overview(page.cells, shades)
     for cell in page.cells:
@@ -60,14 +75,35 @@ def render_page(page: Page) -> str:
     )
 
 
+def _verdict(cells: Sequence[Cell]) -> str:
+    """Which policy that a device can run is best, before and after prices, over all cells."""
+    runnable = [policy for policy in cells[0].scores if not is_bound(policy)]
+
+    def mean(policy: str, field: str) -> float:
+        return sum(getattr(cell.scores[policy], field) for cell in cells) / len(cells)
+
+    right = max(runnable, key=lambda policy: mean(policy, "accuracy_in_deadline"))
+    net = max(runnable, key=lambda policy: mean(policy, "net_utility"))
+    where = "" if len(cells) == 1 else ", mean of the cells"
+    return (
+        f"<p>Most often right in time: <b>{escape(right)}</b> "
+        f"({100 * mean(right, 'accuracy_in_deadline'):.1f} %{where}). Best after the price of "
+        f"bytes and energy: <b>{escape(net)}</b>. The device alone is right in time in "
+        f"{100 * mean(LOCAL_ONLY, 'accuracy_in_deadline'):.1f} %, a clairvoyant one in "
+        f"{100 * mean(ORACLE, 'accuracy_in_deadline'):.1f} %.</p>"
+    )
+
+
 def _overview(cells: Sequence[Cell], shades: dict[str, str]) -> list[str]:
     parts = [
         "<h2>Gain capture in every cell, %</h2>",
-        '<p class="soft">The share of the accuracy that a clairvoyant device would win over one '
-        "that never offloads.</p>",
+        _note(
+            "The share of the accuracy that a clairvoyant device would win over one that never "
+            "offloads."
+        ),
         cells_table(cells, shades, "gain_capture"),
         "<h2>Net gain capture in every cell, %</h2>",
-        '<p class="soft">The same, after the price of bytes and joules.</p>',
+        _note("The same, after the price of bytes and joules."),
         cells_table(cells, shades, "net_gain_capture"),
     ]
     families: dict[tuple[str, str], list[Cell]] = {}
@@ -81,8 +117,10 @@ def _overview(cells: Sequence[Cell], shades: dict[str, str]) -> list[str]:
     if several:
         parts.append("<h2>Net utility against the deadline</h2>")
         parts.append(
-            '<p class="soft">Right in time, in points of a hundred, less the price of bytes and '
-            "joules. Lines that leave the plot below are more than 30 points worse.</p>"
+            _note(
+                "Right in time, in points of a hundred, less the price of bytes and joules. Lines "
+                "that leave the plot below are more than 30 points worse."
+            )
         )
     for (device, arrivals), found in several.items():
         parts.append(f"<h3>{escape(device)}, {escape(arrivals)}</h3>")
@@ -100,15 +138,17 @@ def _cell(cell: Cell, shades: dict[str, str], *, single: bool) -> list[str]:
     parts = [
         "<h3>What each policy achieved</h3>",
         policies_table(cell, present),
-        '<p class="soft">Gain: (right in time &minus; LocalOnly) / (Oracle &minus; LocalOnly). '
-        "Net gain: the same less 0.05 per MB and 0.002 per joule; saver: 0.5 and 0.01.</p>",
+        _note(
+            "Gain: (right in time &minus; LocalOnly) / (Oracle &minus; LocalOnly). Net gain: the "
+            "same less 0.05 per MB and 0.002 per joule; saver: 0.5 and 0.01."
+        ),
     ]
     tradeoff = tradeoff_chart(cell, present)
     if tradeoff:
         parts += [
             "<h3>Gain, waiting and bytes</h3>",
             f"<figure>{tradeoff}</figure>",
-            '<p class="soft">A larger point uploads more. Up and left is better.</p>',
+            _note("A larger point uploads more. Up and left is better."),
         ]
     parts += [
         "<h3>How long answers take</h3>",
@@ -116,18 +156,22 @@ def _cell(cell: Cell, shades: dict[str, str], *, single: bool) -> list[str]:
         key(present),
         "<h3>Gain capture by class of link, %</h3>",
         heat_table(cell.scores, classes),
-        '<p class="soft">In parentheses: traces of the class. Where even the Oracle gains less '
-        "than half a point there is no share to state; the bytes per request show the cost.</p>",
+        _note(
+            "In parentheses: traces of the class. Where even the Oracle gains less than half a "
+            "point there is no share to state; the bytes per request show the cost."
+        ),
     ]
     if any(found.brier is not None for found in cell.scores.values()):
         parts += [
             "<h3>Is a predicted 80 % an 80 %?</h3>",
             f"<figure>{reliability_chart(cell.scores, present)}</figure>",
-            '<p class="soft">Each point is a tenth of the scale with at least 20 predictions; a '
-            "larger one holds more. On the dotted line, predictions are kept exactly.</p>",
+            _note(
+                "Each point is a tenth of the scale with at least 20 predictions; a larger one "
+                "holds more. On the dotted line, predictions are kept exactly."
+            ),
         ]
     if single:
-        return [f"<h2>{escape(cell.name)}</h2>", *parts]
+        return parts
     return [f"<details><summary><b>{escape(cell.name)}</b></summary>", *parts, "</details>"]
 
 
@@ -136,14 +180,13 @@ def _session(page: Page) -> list[str]:
     assert session is not None  # noqa: S101  # checked by the caller
     return [
         f"<h2>A minute of {escape(session.run.policy)}</h2>",
-        f'<p class="soft">Trace {escape(session.trace.name)} ({escape(session.trace.group)}), '
-        f"seed {session.run.seed}. The gray area is the uplink&rsquo;s capacity; a gap is an "
-        "outage.</p>",
+        _note(
+            f"{escape(page.cells[0].name)}; trace {escape(session.trace.name)} "
+            f"({escape(session.trace.group)}), seed {session.run.seed}. The gray area is the "
+            "uplink&rsquo;s capacity; a gap is an outage."
+        ),
         f"<figure>{timeline_chart(session)}</figure>",
-        '<p class="key soft"><span><span class="swatch cloud"></span>answered in the cloud</span>'
-        '<span><span class="swatch held"></span>uploaded, answered on the device</span>'
-        '<span><span class="swatch device"></span>on the device alone</span>'
-        '<span><span class="swatch wrong"></span>late or no answer</span></p>',
+        _SESSION_KEY,
     ]
 
 
@@ -173,8 +216,10 @@ def _appendix(page: Page) -> list[str]:
         "<details><summary>Constants of the world</summary>",
         f"<pre>{escape(constants.decode())}</pre>",
         "</details>",
-        f'<p class="soft">Run: {page.run_s:.0f} s. {escape(machine)}. The link is a fluid model '
-        "of TCP over the recorded rates, and the models&rsquo; confidence is drawn, not measured: "
-        "compare policies with each other, not with a phone.</p>",
+        _note(
+            f"Run: {page.run_s:.0f} s. {escape(machine)}. The link is a fluid model of TCP over "
+            "the recorded rates, and the models&rsquo; confidence is drawn, not measured: compare "
+            "policies with each other, not with a phone."
+        ),
     ]
     return parts

@@ -61,13 +61,14 @@ class Frame:
         if path:
             self.add(f'<path class="{css_class}" d="M{path}"><title>{escape(title)}</title></path>')
 
-    def mark(self, x: float, text: str) -> None:
-        """A dashed line across the plot at a value of the x axis."""
+    def mark(self, x: float, text: str, *, low: bool = False) -> None:
+        """A dashed line across the plot at a value of the x axis; its text high or low."""
         column = self.x(x)
         self.add(
             f'<line class="deadline" x1="{column}" x2="{column}" y1="{TOP}" y2="{self.floor}"/>'
         )
-        self.add(f'<text x="{column + 5}" y="{TOP + 10}">{escape(text)}</text>')
+        row = self.floor - 8 if low else TOP + 10
+        self.add(f'<text x="{column + 5}" y="{row}">{escape(text)}</text>')
 
     def axes(
         self,

@@ -7,14 +7,14 @@ __all__ = ["STYLE"]
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea;
   --page: #ffffff; --card: #f6f8fa; --local: #c2700a; --cloud: #2463c9; --own: #0f8a5f;
-  --own2: #63b08f; --c1: #8a3fc4; --c2: #b8336a; --c3: #0b7f97; --rest: #b3bcc8;
+  --own2: #5cae2f; --own3: #9aa61a; --c1: #8a3fc4; --c2: #b8336a; --c3: #0b7f97; --rest: #b3bcc8;
   --rate: #c9d3df; --bad: #c62f2f; --up: 15, 138, 95; --down: 198, 47, 47; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa7b8; --line: #2d3643;
   --page: #12161c; --card: #1a2029; --local: #f0a23c; --cloud: #6ea8ff; --own: #3fd39a;
-  --own2: #2a8a66; --c1: #c79bff; --c2: #ff85b3; --c3: #4fcfe0; --rest: #505c6c;
+  --own2: #9be35f; --own3: #d9dc5a; --c1: #c79bff; --c2: #ff85b3; --c3: #4fcfe0; --rest: #505c6c;
   --rate: #34404f; --bad: #ff7b7b; --up: 63, 211, 154; --down: 255, 123, 123; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 64rem; padding: 2rem 1.25rem 4rem; color: var(--ink);
+body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; color: var(--ink);
   background: var(--page); font: 16px/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; }
 h3 { font-size: 1.02rem; margin: 1.8rem 0 .4rem; }
@@ -37,6 +37,7 @@ svg path.local { stroke: var(--local); } svg circle.local { fill: var(--local); 
 svg path.cloud { stroke: var(--cloud); } svg circle.cloud { fill: var(--cloud); }
 svg path.own { stroke: var(--own); } svg circle.own { fill: var(--own); }
 svg path.own2 { stroke: var(--own2); } svg circle.own2 { fill: var(--own2); }
+svg path.own3 { stroke: var(--own3); } svg circle.own3 { fill: var(--own3); }
 svg path.c1 { stroke: var(--c1); } svg circle.c1 { fill: var(--c1); }
 svg path.c2 { stroke: var(--c2); } svg circle.c2 { fill: var(--c2); }
 svg path.c3 { stroke: var(--c3); } svg circle.c3 { fill: var(--c3); }
@@ -61,7 +62,8 @@ table.heat td:first-child { text-align: left; } table.heat th { text-align: cent
 table.heat th:first-child { text-align: left; }
 .swatch { display: inline-block; width: .75em; height: .75em; border-radius: 50%;
   margin-right: .45em; vertical-align: -.03em; background: var(--rest); }
-.swatch.local, .swatch.device { background: var(--local); } .swatch.cloud { background: var(--cloud); }
+.swatch.local, .swatch.device { background: var(--local); }
+.swatch.cloud { background: var(--cloud); } .swatch.own3 { background: var(--own3); }
 .swatch.own { background: var(--own); } .swatch.own2 { background: var(--own2); }
 .swatch.c1 { background: var(--c1); } .swatch.c2 { background: var(--c2); }
 .swatch.c3 { background: var(--c3); } .swatch.bound { background: var(--ink); }

@@ -120,10 +120,7 @@ def cells_table(cells: Sequence[Cell], colors: Mapping[str, str], field: str) ->
         )
     header = [
         "policy",
-        *(
-            f"{escape(c.result.device)}<br>{c.result.deadline_ms:g} ms<br>{escape(c.result.arrivals)}"
-            for c in cells
-        ),
+        *("<br>".join(escape(word) for word in cell.name.split(", ")) for cell in cells),
         "worst",
     ]
     return table(header, rows)

@@ -25,10 +25,10 @@ _ACTIONS: Final = {code: name for name, code in ACTION_CODES.items()}
 
 def timeline_chart(session: Session) -> str:
     """A minute of one run: the one with most requests."""
-    run, rates = session.run, session.trace.uplink_mbps
+    run = session.run
     start_s = _busiest(run.arrived_s)
     end_s = start_s + WINDOW_S
-    bins = _window(rates, start_s + session.origin_s, WINDOW_S)
+    bins = session.rates_mbps[round(start_s * 10) : round(end_s * 10)]
     positive = bins[bins > 0]
     high = 1.3 * float(positive.max(initial=1.0))
     least = max(float(positive.min(initial=high / 10)), high / 1e3)
@@ -66,12 +66,6 @@ def _busiest(arrived_s: np.ndarray) -> float:
     starts = np.arange(0.0, max(last - WINDOW_S, 0.0) + 1.0, 5.0)
     counts = [((arrived_s >= s) & (arrived_s < s + WINDOW_S)).sum() for s in starts]
     return float(starts[int(np.argmax(counts))])
-
-
-def _window(rates: np.ndarray, start_s: float, seconds: float) -> np.ndarray:
-    first = round(start_s * 10)
-    found: np.ndarray = rates[np.arange(first, first + round(seconds * 10)) % rates.size]
-    return found
 
 
 def _area(frame: Frame, bins: np.ndarray, start_s: float, low: float) -> str:
