@@ -30,13 +30,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bootstrap:
-    """Draws of ``traces`` traces, the same for every figure and every policy."""
+    """Draws of ``traces`` traces (at least 1), the same for every figure and every policy."""
 
     def __init__(self, traces: int, *, seed: int = 0, draws: int = 2_000) -> None:
         rng = np.random.default_rng(seed)
         # How often each trace is in each draw: float64 [draws, traces], rows that sum to 1.
-        counts = rng.multinomial(traces, np.full(traces, 1 / traces), size=draws) if traces else []
-        self._weights = np.asarray(counts, np.float64) / max(traces, 1)
+        counts = rng.multinomial(traces, np.full(traces, 1 / traces), size=draws)
+        self._weights = counts.astype(np.float64) / traces
         self._traces = traces
 
     def mean(self, values: NDArray[np.float64]) -> Estimate:

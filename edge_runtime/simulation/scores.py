@@ -256,7 +256,7 @@ def _score_one(
     mean_ms = _mean_where_answered(own.mean_ms, bootstrap)
     brier, reliability = _calibration(_join(runs, "p_cloud"), _join(runs, "cloud_in_time"))
     decisions = _join(runs, "decision_us")
-    decisions = decisions[np.isfinite(decisions)]
+    decisions = decisions[np.isfinite(decisions) & (not is_bound(policy))]
     return PolicyScore(
         gain_capture=_capture(policy, means, None, bootstrap),
         net_gain_capture=_capture(policy, means, BALANCED, bootstrap),
@@ -274,7 +274,7 @@ def _score_one(
             for group, members in groups.items()
         },
         ci95={name: found.ci95 for name, found in (*plain.items(), ("mean_ms", mean_ms))},
-        **{name: _number(found) for name, found in plain.items()},  # type: ignore[arg-type]
+        **{name: _number(found) for name, found in plain.items()},
     )
 
 

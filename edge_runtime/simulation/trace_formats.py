@@ -33,10 +33,11 @@ from edge_runtime.simulation.trace_tables import read_table
 __all__ = ["MAX_FILE_BYTES", "Recording", "read_recording"]
 
 MAX_FILE_BYTES: Final = 64 * 2**20
-MAX_LINES: Final = 5_000_000
+MAX_LINES: Final = 4_000_000
 _MAX_RUNS: Final = 256
 _JOIN_BELOW_S: Final = 60.0
 _HEAD: Final = 200
+_MAX_PING_CHARS: Final = 512
 _RUN: Final = re.compile(r"run\s*#?\d{1,6}\s*:?", re.IGNORECASE)
 _REPLY: Final = re.compile(r"\btime\s?[=<]\s?(\d{1,7}(?:\.\d{1,6})?)\s?ms", re.IGNORECASE)
 _SEQUENCE: Final = re.compile(r"\bicmp_seq[= ](\d{1,9})")
@@ -73,7 +74,7 @@ def read_recording(data: bytes, *, hint: Kind | None, rate_factor: float | None)
     first = lines[0][1]
     if any(_RUN.fullmatch(text) for _, text in lines[:_HEAD]):
         return _read_run_lists(lines, hint, rate_factor)
-    if any(_REPLY.search(text) for _, text in lines[:_HEAD]):
+    if any(_REPLY.search(text[:_MAX_PING_CHARS]) for _, text in lines[:_HEAD]):
         return _read_ping(lines)
     cells = split_cells(first)
     if not all(is_number(cell) for cell in cells):
@@ -182,6 +183,7 @@ def _read_run_lists(
 ) -> Recording:
     """Lists of values under "Run k" lines: one list per run, or times and then rates."""
     runs: list[list[list[float]]] = []
+    count = 0
     for number, text in lines:
         if _RUN.fullmatch(text):
             runs.append([])
@@ -189,7 +191,8 @@ def _read_run_lists(
         if not runs:
             raise ContractError(f"line {number}: values before the first run's line")
         cells = text.rstrip(",").split(",")
-        if sum(len(values) for run in runs for values in run) + len(cells) > MAX_LINES:
+        count += len(cells)
+        if count > MAX_LINES:
             raise LimitExceeded(f"it has more than {MAX_LINES} values")
         runs[-1].append([_number(cell.strip(), number) for cell in cells])
     filled = [run for run in runs if run]
@@ -260,7 +263,8 @@ def _read_ping(lines: list[tuple[int, str]]) -> Recording:
     interval_s = 1.0
     replies: dict[int, tuple[float | None, float]] = {}
     order = 0
-    for _, text in lines:
+    for _, whole in lines:
+        text = whole[:_MAX_PING_CHARS]
         total = _TOTAL.search(text)
         if total is not None and int(total[1]) > 1:
             interval_s = max(int(total[2]) / 1e3 / (int(total[1]) - 1), 1e-3)

@@ -46,7 +46,7 @@ def read_index(root: Path) -> list[IndexRow]:
                 f"{path} has no column {', '.join(missing)}: its header must name "
                 f"{', '.join(_NEEDED)}"
             )
-        found = []
+        found: list[IndexRow] = []
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue

@@ -337,10 +337,10 @@ class _Reader:
             self.sources.append(
                 TraceSource(
                     name=own,
-                    file=file,
+                    file=printable(file),
                     format=kind,
                     direction=direction,
-                    rtt=rtt_file,
+                    rtt=None if rtt_file is None else printable(rtt_file),
                     seconds=bins.size / 10,
                     median_mbps=round(float(np.median(bins)), 3),
                     notes=tuple(notes),

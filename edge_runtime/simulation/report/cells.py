@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.simulation.records import PolicyRun, SimulationResult
-from edge_runtime.simulation.scores import LOCAL_ONLY, PolicyScore, is_bound
+from edge_runtime.simulation.scores import LOCAL_ONLY, ORACLE, PolicyScore, is_bound
 from edge_runtime.simulation.traces import Trace, TraceFolder
 
-__all__ = ["Cell", "Page", "Session", "cell_name", "colors", "own_policies"]
+__all__ = ["Cell", "Page", "Session", "cell_name", "colors", "is_drawn", "own_policies"]
 
 _OWN: Final = ("ExpectedUtility", "ADAPTIVE")
 _OWN_COLORS: Final = ("own", "own2", "own3")
@@ -54,6 +54,11 @@ class Page(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 def cell_name(device: str, deadline_ms: float, arrivals: str) -> str:
     """What people call a cell."""
     return f"{device}, {deadline_ms:g} ms, {arrivals}"
+
+
+def is_drawn(policy: str) -> bool:
+    """Whether charts show a policy: of the bounds, the one that all gain is measured by."""
+    return policy == ORACLE or not is_bound(policy)
 
 
 def own_policies(policies: Sequence[str]) -> list[str]:

@@ -9,10 +9,9 @@ from typing import Final
 
 import numpy as np
 
-from edge_runtime.simulation.report.cells import Cell
+from edge_runtime.simulation.report.cells import Cell, is_drawn
 from edge_runtime.simulation.report.plot import Frame, Label, log_ticks, place_labels, ticks
 from edge_runtime.simulation.scores import (
-    ORACLE,
     Bin,
     PolicyScore,
     is_bound,
@@ -53,7 +52,7 @@ def utility_chart(cells: Sequence[Cell], colors: Mapping[str, str]) -> str:
         ticks(low, high),
     )
     for policy in _back_to_front(colors):
-        shown = [(x, y) for x, y in points[policy] if y >= low and _is_shown(policy)]
+        shown = [(x, y) for x, y in points[policy] if y >= low and is_drawn(policy)]
         frame.line(shown, f"curve {colors[policy]}", policy)
         for x, y in shown:
             frame.add(_dot(frame.x(x), frame.y(y), 3, colors[policy], f"{policy}: {y:.1f}"))
@@ -63,7 +62,7 @@ def utility_chart(cells: Sequence[Cell], colors: Mapping[str, str]) -> str:
 def latency_chart(cell: Cell, colors: Mapping[str, str]) -> str:
     """Share of requests answered within a time, a curve for each policy, traces weighing alike."""
     deadline_ms = cell.result.deadline_ms
-    curves = {policy: _latencies(cell, policy) for policy in cell.scores if _is_shown(policy)}
+    curves = {policy: _latencies(cell, policy) for policy in cell.scores if is_drawn(policy)}
     finite = [ms for curve in curves.values() for ms, _ in curve]
     low = max(1.0, 0.8 * min(finite, default=1.0))
     high = max(1.5 * deadline_ms, min(1.05 * max(finite, default=1.0), 20 * deadline_ms))
@@ -100,7 +99,7 @@ def tradeoff_chart(cell: Cell, colors: Mapping[str, str]) -> str:
     points = [
         (policy, found, found.mean_ms, found.gain_capture.mean)
         for policy, found in cell.scores.items()
-        if _is_shown(policy) and found.mean_ms is not None and found.gain_capture.mean is not None
+        if is_drawn(policy) and found.mean_ms is not None and found.gain_capture.mean is not None
     ]
     if not points:
         return ""
@@ -121,7 +120,8 @@ def tradeoff_chart(cell: Cell, colors: Mapping[str, str]) -> str:
         "mean latency, ms (logarithmic)", log_ticks(fastest, slowest), "gain capture, %", marks
     )
     labels, dots = [], []
-    for policy, found, mean_ms, gain in sorted(points, key=lambda p: -p[1].kb_per_request):
+    front = _back_to_front(colors)
+    for policy, found, mean_ms, gain in sorted(points, key=lambda point: front.index(point[0])):
         assert mean_ms is not None  # noqa: S101  # filtered above
         assert gain is not None  # noqa: S101
         x, y = frame.x(mean_ms), frame.y(max(gain, _LOWEST_GAIN))
@@ -144,11 +144,6 @@ def tradeoff_chart(cell: Cell, colors: Mapping[str, str]) -> str:
 
 def _first(pair: tuple[tuple[bool, float], Label]) -> tuple[bool, float]:
     return pair[0]
-
-
-def _is_shown(policy: str) -> bool:
-    """Of the bounds, the one that all gain is measured by."""
-    return policy == ORACLE or not is_bound(policy)
 
 
 def reliability_chart(scores: Mapping[str, PolicyScore], colors: Mapping[str, str]) -> str:

@@ -80,7 +80,8 @@ def _verdict(cells: Sequence[Cell]) -> str:
     runnable = [policy for policy in cells[0].scores if not is_bound(policy)]
 
     def mean(policy: str, field: str) -> float:
-        return sum(getattr(cell.scores[policy], field) for cell in cells) / len(cells)
+        values: list[float] = [getattr(cell.scores[policy], field) for cell in cells]
+        return sum(values) / len(values)
 
     right = max(runnable, key=lambda policy: mean(policy, "accuracy_in_deadline"))
     net = max(runnable, key=lambda policy: mean(policy, "net_utility"))
@@ -165,6 +166,7 @@ def _cell(cell: Cell, shades: dict[str, str], *, single: bool) -> list[str]:
         parts += [
             "<h3>Is a predicted 80 % an 80 %?</h3>",
             f"<figure>{reliability_chart(cell.scores, present)}</figure>",
+            key({name: css for name, css in present.items() if _predicts(cell, name)}),
             _note(
                 "Each point is a tenth of the scale with at least 20 predictions; a larger one "
                 "holds more. On the dotted line, predictions are kept exactly."
@@ -173,6 +175,10 @@ def _cell(cell: Cell, shades: dict[str, str], *, single: bool) -> list[str]:
     if single:
         return parts
     return [f"<details><summary><b>{escape(cell.name)}</b></summary>", *parts, "</details>"]
+
+
+def _predicts(cell: Cell, policy: str) -> bool:
+    return cell.scores[policy].brier is not None and not is_bound(policy)
 
 
 def _session(page: Page) -> list[str]:

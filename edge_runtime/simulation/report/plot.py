@@ -147,8 +147,8 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
 def place_labels(labels: Sequence[Label], height: float) -> list[str]:
     """Markup of the labels that fit without covering a point or each other.
 
-    Each is tried right, left, above and below its point; one that fits nowhere is left out
-    (the point's title still says it). Earlier labels go first.
+    Each is tried right, left, above, below and aslant of its point; one that fits nowhere is
+    left out (the point's title still says it). Earlier labels go first.
     """
     taken = [(p.x - p.radius, p.y - p.radius, p.x + p.radius, p.y + p.radius) for p in labels]
     markup = []
@@ -160,6 +160,10 @@ def place_labels(labels: Sequence[Label], height: float) -> list[str]:
             (label.x - gap, label.y + 4, "end"),
             (label.x, label.y - gap - 2, "middle"),
             (label.x, label.y + gap + 10, "middle"),
+            (label.x + 0.75 * gap, label.y - 0.75 * gap, "start"),
+            (label.x + 0.75 * gap, label.y + 0.75 * gap + 8, "start"),
+            (label.x - 0.75 * gap, label.y - 0.75 * gap, "end"),
+            (label.x - 0.75 * gap, label.y + 0.75 * gap + 8, "end"),
         ):
             left = x - {"start": 0.0, "end": width, "middle": width / 2}[anchor]
             box = (left, y - _LINE_PX + 3, left + width, y + 3)

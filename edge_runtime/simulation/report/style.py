@@ -7,11 +7,11 @@ __all__ = ["STYLE"]
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --line: #dfe4ea;
   --page: #ffffff; --card: #f6f8fa; --local: #c2700a; --cloud: #2463c9; --own: #0f8a5f;
-  --own2: #5cae2f; --own3: #9aa61a; --c1: #8a3fc4; --c2: #b8336a; --c3: #0b7f97; --rest: #b3bcc8;
+  --own2: #7aa800; --own3: #b08d00; --c1: #8a3fc4; --c2: #b8336a; --c3: #0b7f97; --rest: #b3bcc8;
   --rate: #c9d3df; --bad: #c62f2f; --up: 15, 138, 95; --down: 198, 47, 47; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa7b8; --line: #2d3643;
   --page: #12161c; --card: #1a2029; --local: #f0a23c; --cloud: #6ea8ff; --own: #3fd39a;
-  --own2: #9be35f; --own3: #d9dc5a; --c1: #c79bff; --c2: #ff85b3; --c3: #4fcfe0; --rest: #505c6c;
+  --own2: #b5e04a; --own3: #e6c84a; --c1: #c79bff; --c2: #ff85b3; --c3: #4fcfe0; --rest: #505c6c;
   --rate: #34404f; --bad: #ff7b7b; --up: 63, 211, 154; --down: 255, 123, 123; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; color: var(--ink);

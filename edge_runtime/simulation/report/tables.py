@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from edge_runtime.simulation.bootstrap import Estimate
-from edge_runtime.simulation.report.cells import Cell
+from edge_runtime.simulation.report.cells import Cell, is_drawn
 from edge_runtime.simulation.scores import PolicyScore
 from edge_runtime.simulation.traces import TraceFolder
 
@@ -44,7 +44,7 @@ def key(colors: Mapping[str, str]) -> str:
     entries = [
         f'<span><span class="swatch {css}"></span>{escape(policy)}</span>'
         for policy, css in colors.items()
-        if css != "rest"
+        if css != "rest" and is_drawn(policy)
     ]
     rest = [policy for policy, css in colors.items() if css == "rest"]
     if rest:
