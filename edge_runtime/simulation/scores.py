@@ -34,7 +34,7 @@ __all__ = [
     "is_bound",
     "machine",
     "score",
-    "weighted_quantile",
+    "weighted_quantiles",
 ]
 
 LOCAL_ONLY: Final = "LocalOnly"
@@ -262,7 +262,7 @@ def _score_one(
         net_gain_capture=_capture(policy, means, BALANCED, bootstrap),
         net_gain_capture_saver=_capture(policy, means, SAVER, bootstrap),
         mean_ms=mean_ms.mean,
-        p95_ms=_finite(weighted_quantile(latency, _weights(result, by_trace), 0.95)),
+        p95_ms=_finite(float(weighted_quantiles(latency, _weights(result, by_trace), [0.95])[0])),
         requests=latency.size,
         unanswered=int(np.isinf(latency).sum()),
         brier=brier,
@@ -347,14 +347,23 @@ def _weights(result: SimulationResult, by_trace: dict[str, list[PolicyRun]]) -> 
     return np.concatenate([np.full(count, 1 / (count * len(counts))) for count in counts])
 
 
-def weighted_quantile(
-    values: NDArray[np.float64], weights: NDArray[np.float64], share: float
-) -> float:
-    """The least value with at least ``share`` of the weight at or below it. Float64 [n] each."""
+def weighted_quantiles(
+    values: NDArray[np.float64], weights: NDArray[np.float64], shares: Sequence[float]
+) -> NDArray[np.float64]:
+    """The least values with at least these shares of the weight at or below them.
+
+    Args:
+        values: float64 [n], n > 0; infinity is a value.
+        weights: float64 [n], positive.
+        shares: from 0 to 1.
+
+    Returns float64 [shares].
+    """
     order = np.argsort(values, kind="stable")
     below = np.cumsum(weights[order])
-    place = int(np.searchsorted(below, share * below[-1] * (1 - 1e-12)))
-    return float(values[order][min(place, values.size - 1)])
+    places = np.searchsorted(below, np.asarray(shares) * below[-1] * (1 - 1e-12))
+    found: NDArray[np.float64] = values[order][np.minimum(places, values.size - 1)]
+    return found
 
 
 def _calibration(

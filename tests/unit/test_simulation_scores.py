@@ -10,7 +10,7 @@ import pytest
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.simulation.bootstrap import Bootstrap
 from edge_runtime.simulation.records import PolicyRun
-from edge_runtime.simulation.scores import PolicyScore, score, weighted_quantile
+from edge_runtime.simulation.scores import PolicyScore, score, weighted_quantiles
 from tests.support.simulation import policy_run, result_of
 
 
@@ -169,6 +169,6 @@ def test_an_interval_that_is_often_undefined_is_not_stated() -> None:
 
 def test_a_weighted_quantile_takes_the_first_value_that_reaches_its_share() -> None:
     values, weights = np.array([3.0, 1.0, 2.0]), np.array([0.2, 0.5, 0.3])
-    assert [weighted_quantile(values, weights, q) for q in (0.0, 0.5, 0.51, 0.8, 0.81, 1.0)] == [
+    assert weighted_quantiles(values, weights, (0.0, 0.5, 0.51, 0.8, 0.81, 1.0)).tolist() == [
         1.0, 1.0, 2.0, 2.0, 3.0, 3.0,
     ]  # fmt: skip

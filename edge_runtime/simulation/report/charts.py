@@ -15,7 +15,7 @@ from edge_runtime.simulation.scores import (
     Bin,
     PolicyScore,
     is_bound,
-    weighted_quantile,
+    weighted_quantiles,
 )
 
 __all__ = ["latency_chart", "reliability_chart", "tradeoff_chart", "utility_chart"]
@@ -90,8 +90,8 @@ def _latencies(cell: Cell, policy: str) -> list[tuple[float, float]]:
     values = np.concatenate([run.latency_ms for run in runs])
     weights = np.concatenate([np.full(run.latency_ms.size, 1 / count[run.trace]) for run in runs])
     shares = [(i + 0.5) / _CURVE_POINTS for i in range(_CURVE_POINTS)]
-    found = [(weighted_quantile(values, weights, share), share) for share in shares]
-    return [(ms, share) for ms, share in found if math.isfinite(ms)]
+    found = weighted_quantiles(values, weights, shares).tolist()
+    return [(ms, share) for ms, share in zip(found, shares, strict=True) if math.isfinite(ms)]
 
 
 def tradeoff_chart(cell: Cell, colors: Mapping[str, str]) -> str:
