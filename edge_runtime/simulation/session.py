@@ -15,6 +15,7 @@ import numpy as np
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.simulation.cells import CellSpec
 from edge_runtime.simulation.constants import Constants, load_constants
+from edge_runtime.simulation.interrupts import children_end_with_us
 from edge_runtime.simulation.records import NET_ORACLES, PolicyRun
 from edge_runtime.simulation.report.cells import Cell, Page, Session, cell_name, own_policies
 from edge_runtime.simulation.run import simulate
@@ -63,7 +64,7 @@ def run_cells(request: Request, *, quiet: bool) -> Page:
     if not quiet:
         print(traces_text(folder), file=sys.stderr, flush=True)  # noqa: T201
     cells: list[Cell] = []
-    with RunProgress(quiet=quiet) as progress:
+    with children_end_with_us(), RunProgress(quiet=quiet) as progress:
         for number, spec in enumerate(request.specs, 1):
             name = cell_name(spec.device, spec.deadline_ms, spec.arrivals)
             count = f" ({number}/{len(request.specs)})" if len(request.specs) > 1 else ""

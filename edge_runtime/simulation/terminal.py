@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from edge_runtime.simulation.scores import PolicyScore
-from edge_runtime.simulation.traces import TraceFolder
+from edge_runtime.simulation.trace_index import INDEX_NAME
+from edge_runtime.simulation.traces import TraceFolder, TraceSource
 
 __all__ = ["RunProgress", "cells_text", "scores_text", "traces_text"]
 
@@ -23,14 +25,16 @@ _SAY_EVERY_S: Final = 10.0
 
 def traces_text(folder: TraceFolder) -> str:
     """Which traces are used and read from what; what is skipped, by reason."""
-    lines = [f"{len(folder.traces)} traces used:"]
+    groups = collections.Counter(trace.group for trace in folder.traces)
+    counted = ", ".join(f"{group} {count}" for group, count in groups.items())
+    lines = [f"{len(folder.traces)} traces used ({counted}):"]
     for trace, source in list(zip(folder.traces, folder.sources, strict=True))[:_MAX_LINES]:
-        notes = f" ({'; '.join(source.notes)})" if source.notes else ""
         lines.append(
-            f"  {trace.name}: {trace.group}, {trace.radio}, {source.seconds:.0f} s, median "
-            f"{source.median_mbps:g} Mbit/s; {source.format}, uplink by {source.direction}; "
-            f"round trips: {source.rtt or 'synthetic'}{notes}"
+            f"  {trace.name}: {trace.radio}, {source.seconds:.0f} s, median "
+            f"{source.median_mbps:g} Mbit/s"
         )
+        if source.direction != INDEX_NAME:
+            lines.append(f"    {_how_read(source)}")
     if len(folder.traces) > _MAX_LINES:
         lines.append(f"  and {len(folder.traces) - _MAX_LINES} more (all in --json and --html)")
     reasons: dict[str, list[str]] = {}
@@ -45,6 +49,12 @@ def traces_text(folder: TraceFolder) -> str:
     if len(reasons) > _MAX_REASONS:
         lines.append(f"  and {len(reasons) - _MAX_REASONS} more reasons (all in --json and --html)")
     return "\n".join(lines)
+
+
+def _how_read(source: TraceSource) -> str:
+    """What was found out about a file, for a person to check."""
+    facts = [source.format, f"uplink by {source.direction}", *source.notes]
+    return f"{', '.join(facts)}; round trips: {source.rtt or 'synthetic'}"
 
 
 def scores_text(title: str, scores: Mapping[str, PolicyScore]) -> str:

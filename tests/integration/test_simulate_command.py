@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +133,39 @@ def test_bad_input_is_a_typed_error_before_any_work(
     done = _call(folder, "--seeds", "1", "--quiet", *arguments)
     assert isinstance(done.exception, ConfigError), done.output
     assert message in done.exception.detail
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_every_process_of_it(folder: Path, number: int) -> None:
+    # The shell that runs the tests may ignore SIGINT, which children inherit.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from edge_runtime.simulation.cli import simulate; simulate()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "--traces", folder, "--seeds", "100", "--jobs", "2"],
+        stderr=subprocess.PIPE, start_new_session=True, text=True,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        until_s = time.monotonic() + 60
+        # Itself, two workers, and the tracker of their resources.
+        while len(_processes_of(process.pid)) < 4:
+            assert time.monotonic() < until_s
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 130
+        assert "interrupted" in process.stderr.read()
+    assert _processes_of(process.pid) == []
+
+
+def _processes_of(session: int) -> list[str]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(path.parent.name)
+    return found
 
 
 def test_a_cell_is_named_in_one_place(folder: Path) -> None:

@@ -179,8 +179,9 @@ def test_the_table_fits_a_terminal_of_eighty_columns() -> None:
 
 def test_used_and_skipped_files_are_told_with_reasons() -> None:
     text = traces_text(_page().folder)
-    assert "2 traces used:" in text
-    assert "a: LTE, lte, 60 s, median 5 Mbit/s; mahimahi, uplink by its name" in text
+    assert "2 traces used (LTE 2):" in text
+    assert "a: lte, 60 s, median 5 Mbit/s" in text
+    assert "mahimahi, uplink by its name, note; round trips: synthetic" in text
     assert "x.down: a downlink's" in text
     many = tuple(Skipped(path=f"f{i}.txt", reason="same") for i in range(40))
     folder = _page().folder
