@@ -164,7 +164,7 @@ class RunProgress:
             self._task = self._bar.add_task(label, total=1)
 
     def update(self, done: int, total: int) -> None:
-        """How many runs of the cell are done."""
+        """How many worlds (a trace with a seed) of the cell are done."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total)
             return
@@ -173,7 +173,7 @@ class RunProgress:
             self._said_s = now_s
             elapsed_s = now_s - self._began_s
             print(  # noqa: T201
-                f"[{elapsed_s:6.1f} s] {self._label}: {done} of {total} runs",
+                f"[{elapsed_s:6.1f} s] {self._label}: {done} of {total} worlds",
                 file=sys.stderr,
                 flush=True,
             )
