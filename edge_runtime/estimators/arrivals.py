@@ -62,7 +62,18 @@ class ArrivalEstimator(msgspec.Struct, frozen=True, kw_only=True):
             start_s = end_s
         return below / total
 
-    def session(self, seconds: float) -> float:
-        """Expected further requests before a gap longer than ``seconds``, at most 50."""
-        p = self.within(seconds)
-        return min(50.0, p / max(1.0 - p, 1e-9))
+    def expected_within(self, seconds: float) -> float:
+        """E[min(gap, seconds)]: the integral of the survival function, by octaves."""
+        total, survival, passed_s, start_s = sum(self.weights), 1.0, 0.0, 0.0
+        for octave, weight in enumerate(self.weights):
+            end_s = _SHORTEST_S * 2.0**octave
+            if octave == _OCTAVES - 1:
+                end_s *= 8
+            span_s = min(seconds, end_s) - start_s
+            if span_s <= 0:
+                break
+            slope = weight / total / (end_s - start_s)
+            passed_s += span_s * (survival - slope * span_s / 2)
+            survival -= weight / total
+            start_s = end_s
+        return passed_s

@@ -45,6 +45,8 @@ _MIN_BODY_BYTES = 4096  # smaller bodies leave in one burst and measure nothing
 _MIN_LOG_RATE = math.log(100.0)
 _MAX_LOG_RATE = math.log(1.25e9)
 _MEAN_STEP = 0.1
+_VARIANCE_STEP = 0.1
+_MIN_LONG_RUN_VARIANCE = 0.04
 _MIN_Z = -8.0  # beyond, the truncated tail is numerically empty
 
 
@@ -53,6 +55,10 @@ class LinkEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
     log_rate_mean: float
     log_rate_deviation: float
+    fresh_share: float = 0.0
+    """P(the link has changed its state since the last sample), as by a hand-over."""
+    long_run_mean: float = 0.0
+    long_run_deviation: float = 1.0
 
     @property
     def median_rate(self) -> float:
@@ -70,7 +76,8 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     updated_s: float | None = None
     samples: int = 0
     tau_s: float = 6.0
-    noise_variance: float = 0.02
+    jump_tau_s: float = 10.0
+    noise_variance: float = 0.1
 
     @classmethod
     def prior(cls, link_type: str = "unknown", *, tau_s: float = 6.0) -> LinkEstimator:
@@ -89,7 +96,16 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def at(self, now_s: float) -> LinkEstimate:
         """The belief at ``now_s``."""
         mean, variance = self._aged(now_s)
-        return LinkEstimate(log_rate_mean=mean, log_rate_deviation=math.sqrt(variance))
+        kept = 0.0
+        if self.updated_s is not None:
+            kept = math.exp(-max(0.0, now_s - self.updated_s) / self.jump_tau_s)
+        return LinkEstimate(
+            log_rate_mean=mean,
+            log_rate_deviation=math.sqrt(variance + self.noise_variance),
+            fresh_share=1.0 - kept,
+            long_run_mean=self.long_run_mean,
+            long_run_deviation=math.sqrt(self.long_run_variance + self.noise_variance),
+        )
 
     def _aged(self, now_s: float) -> tuple[float, float]:
         if self.updated_s is None:
@@ -104,11 +120,16 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         sample = min(max(math.log(max(rate, 1.0)), _MIN_LOG_RATE), _MAX_LOG_RATE)
         mean, variance = self._aged(now_s)
         gain = variance / (variance + self.noise_variance)
+        away = sample - self.long_run_mean
+        long_run_variance = self.long_run_variance + _VARIANCE_STEP * (
+            away * away - self.long_run_variance
+        )
         return msgspec.structs.replace(
             self,
             mean=mean + gain * (sample - mean),
             variance=(1.0 - gain) * variance,
-            long_run_mean=self.long_run_mean + _MEAN_STEP * (sample - self.long_run_mean),
+            long_run_mean=self.long_run_mean + _MEAN_STEP * away,
+            long_run_variance=max(long_run_variance, _MIN_LONG_RUN_VARIANCE),
             updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
             samples=self.samples + 1,
         )
@@ -133,6 +154,28 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
             self,
             mean=max(mean - deviation * hazard, _MIN_LOG_RATE),
             variance=variance * min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0),
+            updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
+        )
+
+    def observe_at_least(self, rate: float, now_s: float) -> LinkEstimator:
+        """TCP's window, not the link, was the limit: the rate was above ``rate``.
+
+        The mirror of ``observe_at_most``: with ``h = phi(a) / (1 - Phi(a))``,
+        m' = m + sigma h and V' = V (1 + a h - h^2).
+        """
+        if rate <= 0 or not math.isfinite(rate):
+            return self
+        mean, variance = self._aged(now_s)
+        deviation = math.sqrt(variance)
+        bound = min(math.log(rate), _MAX_LOG_RATE)
+        a = min((bound - mean) / max(deviation, 1e-9), -_MIN_Z)
+        hazard = math.exp(-a * a / 2) / (
+            math.sqrt(2 * math.pi) * 0.5 * math.erfc(a / math.sqrt(2))
+        )
+        return msgspec.structs.replace(
+            self,
+            mean=min(mean + deviation * hazard, _MAX_LOG_RATE),
+            variance=variance * min(max(1.0 + a * hazard - hazard * hazard, 0.0), 1.0),
             updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
         )
 

@@ -18,12 +18,15 @@ from edge_runtime.estimators.rtt import RttEstimator
 from edge_runtime.estimators.transfer import (
     INITIAL_WINDOW_BYTES,
     required_rate,
+    window_limited,
     wire_bytes,
 )
 
 __all__ = ["PathEstimator"]
 
 _MAX_WINDOW_BYTES = 1 << 20
+_MIN_RECENT_MS = 30.0
+_STALL_BYTES = 100.0
 
 
 class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,24 +107,35 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
         body_bytes: float,
         window_bytes: float,
         now_s: float,
+        recent: tuple[float, float] | None = None,
     ) -> PathEstimator:
         """What an upload under way, or cut off, shows after ``sending_ms``.
 
-        The acknowledged part is a sample; nothing acknowledged although it should have been
-        is a bound.
+        The acknowledged part is a sample, and ``recent`` (bytes acknowledged within the last
+        milliseconds) a fresher one; nothing acknowledged although it should have been is a
+        bound, and so is what a full window allows.
         """
         rtt_ms = self.rtt.srtt_ms
         passed_ms = sending_ms - rtt_ms
-        if acknowledged_bytes >= 4096 and passed_ms > 1.0:
-            plain = 1e3 * acknowledged_bytes / passed_ms
-            rate = required_rate(acknowledged_bytes, passed_ms, rtt_ms, window_bytes)
-            link = self.link.observe(plain if rate > 4.0 * plain else rate, now_s)
-            return msgspec.structs.replace(self, link=link)
-        if passed_ms <= 0:
+        if passed_ms <= 1.0:
             return self
-        first = min(wire_bytes(body_bytes), window_bytes)
-        bound = 1e3 * max(first, acknowledged_bytes) / passed_ms
-        return msgspec.structs.replace(self, link=self.link.observe_at_most(bound, now_s))
+        link = self.link
+        if acknowledged_bytes < 1.0:
+            first = min(wire_bytes(body_bytes), window_bytes)
+            overdue_ms = passed_ms - 2.0 * self.rtt.deviation_ms
+            if overdue_ms > 1.0:
+                link = link.observe_at_most(1e3 * first / overdue_ms, now_s)
+        else:
+            rate = required_rate(acknowledged_bytes, passed_ms, rtt_ms, window_bytes)
+            plain = 1e3 * acknowledged_bytes / passed_ms
+            rate = plain if rate > 4.0 * plain else rate
+            if window_limited(acknowledged_bytes, window_bytes):
+                link = link.observe_at_least(rate, now_s)
+            else:
+                link = link.observe(rate, now_s)
+                if recent is not None and recent[1] >= _MIN_RECENT_MS:
+                    link = link.observe(1e3 * max(recent[0], _STALL_BYTES) / recent[1], now_s)
+        return msgspec.structs.replace(self, link=link)
 
     def drained(self, size_bytes: float, elapsed_ms: float, now_s: float) -> PathEstimator:
         """The rest of a cut upload was acknowledged ``elapsed_ms`` after the cut."""

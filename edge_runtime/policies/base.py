@@ -103,8 +103,10 @@ class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """Until a sleeping radio carries data; 0: it is awake."""
     rtt_nodes_ms: tuple[float, ...] = ()
     """Equally likely round trips; empty: normal around ``rtt_ms``."""
-    outage: float = 0.0
-    """Probability that nothing passes just now."""
+    fresh_share: float = 0.0
+    """P(the rate is a fresh draw of the long run), as after a hand-over or an outage."""
+    long_run_mean: float = 0.0
+    long_run_deviation: float = 1.0
     intercept: float = 0.0
     """Of the recalibration: logit p is taken as ``intercept + slope * logit p``."""
     slope: float = 1.0
@@ -142,14 +144,14 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True):
     """What an upload costs, in expected right answers (1.0: one answer that is right).
 
     The defaults: 20 MB must bring one more right answer, 2 MB when metered; so must 500 J,
-    and 33 s of predicted waiting.
+    and 50 s of predicted waiting.
     """
 
     per_request: float = 0.0
     per_megabyte: float = 0.05
     per_metered_megabyte: float = 0.5
     per_joule: float = 0.002
-    per_second: float = 0.03
+    per_second: float = 0.02
 
     def upload(
         self, size_bytes: float, wait_ms: float, *, metered: bool, joules: float = 0.0

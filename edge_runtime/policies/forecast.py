@@ -64,15 +64,22 @@ def forecast(
         round_trips, wait_ms = 0, 0.0
     server_ms = cloud.queue_ms + cloud.inference_ms + cloud.answer_ms
     deviation = max(link.log_rate_deviation, _MIN_DEVIATION)
+    fresh = link.fresh_share if progress is None else 0.0
+    long_run_deviation = max(link.long_run_deviation, _MIN_DEVIATION)
     p_in_time = 0.0
     for rtt_ms, rtt_weight in _rtt_nodes(link):
         for means, weight in _TAIL_NODES if cloud.tail_ms > 0 else _NO_TAIL:
             late_ms = server_ms + means * cloud.tail_ms + round_trips * rtt_ms + wait_ms
             needed = required_rate(size_bytes, time_left_ms - late_ms, rtt_ms, window_bytes)
             if needed < math.inf:
-                z = (link.log_rate_mean - math.log(needed)) / deviation
-                p_in_time += rtt_weight * weight * 0.5 * math.erfc(-z / _SQRT_2)
-    p_in_time = _recalibrated(min(p_in_time, 1.0) * (1.0 - link.outage), link)
+                log_needed = math.log(needed)
+                z = (link.log_rate_mean - log_needed) / deviation
+                p = 0.5 * math.erfc(-z / _SQRT_2)
+                if fresh > 0.0:
+                    z = (link.long_run_mean - log_needed) / long_run_deviation
+                    p += fresh * (0.5 * math.erfc(-z / _SQRT_2) - p)
+                p_in_time += rtt_weight * weight * p
+    p_in_time = _recalibrated(min(p_in_time, 1.0), link)
     median_ms = upload_ms(size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, window_bytes)
     return Forecast(
         p_in_time=p_in_time,

@@ -14,12 +14,13 @@ requests where that pays.
 
 from __future__ import annotations
 
+import math
 from typing import Final, Literal
 
 import msgspec
 
 from edge_runtime.estimators.energy import RadioPower, radio_power
-from edge_runtime.estimators.transfer import wire_bytes
+from edge_runtime.estimators.transfer import CONNECTION_KEPT_S, wire_bytes
 from edge_runtime.policies.base import (
     Action,
     CloudOutlook,
@@ -48,7 +49,10 @@ MODE_PRICES: Final[dict[str, Prices | None]] = {
 
 _UNKNOWN_RADIO_JOULES = 2.0
 """What an upload costs where nothing is known of the radio."""
-_REVIEW_SHARE = 0.3
+_REVIEW_SHARE = 0.8
+_WASTE = 4.0
+_PING_BYTES = 700.0
+_HANDSHAKE_BYTES = 3800.0
 _MIN_REVIEW_MS = 15.0
 
 
@@ -175,8 +179,8 @@ class _Turn:
         signed = self.policy._signed
         price_now = self._upload_cost(now, waited_ms=local_ms)
         price_later = self._upload_cost(later)
-        sunk = self._sunk(local_ms, price_now)
-        rest = price_now.total - sunk
+        sunk, sunk_paid = self._sunk(local_ms, price_now)
+        rest = price_now.total - sunk_paid
         share = 1.0 / len(signed)
         hedged = sum(max(0.0, g * now.p_in_time - rest) for g in signed) * share - sunk
         cascade = sum(max(0.0, g * later.p_in_time - price_later.total) for g in signed) * share
@@ -252,41 +256,79 @@ class _Turn:
 
     # Parts --------------------------------------------------------------------------
 
-    def _sunk(self, until_ms: float, price: Cost) -> float:
+    def _sunk(self, until_ms: float, price: Cost) -> tuple[float, float]:
         """Of an upload begun now, the price that is spent when the local answer comes."""
         sending_ms = until_ms - setup_ms(self.link)
         if sending_ms <= 0:
-            return price.energy
+            return price.energy, price.energy
         rtt_ms = max(self.link.rtt_ms, 1.0)
         rounds = int(sending_ms / rtt_ms) + 1
         by_window = self.link.window_bytes * (2.0 ** min(rounds, 20) - 1.0)
         by_rate = 2.718281828 ** min(self.link.log_rate_mean, 25.0) * sending_ms / 1e3
         share = min(1.0, min(by_window, by_rate) / self.size)
-        return price.energy + price.bytes_ * share
+        return price.energy + _WASTE * price.bytes_ * share, price.energy + price.bytes_ * share
 
     def _cold(self) -> bool:
         return self.link.promotion_ms > 0 or self.link.setup_round_trips > 0
 
     def _warm(self, decision: Decision, left_ms: float) -> Decision:
-        """Open the path for the requests to come, if they are near and it would pay."""
+        """Keep the path warm for the next request, if it is near and that would pay.
+
+        A request after the radio's tail, or after the connection was closed, finds a cold
+        path. A small one now moves both limits; it gains what the next request's upload is
+        worth more, times the probability that it comes in between. The tail burns until it
+        comes.
+        """
+        arrivals = self.situation.arrivals
+        if arrivals is None:
+            return self._warm_if_cold(decision, left_ms)
+        if not may_warm_up(self.situation) or self.link.in_flight_bytes > 0:
+            return decision
+        link, prices, radio = self.link, self.prices, self.radio
+        tail_s = 0.0 if radio is None else radio.tail_s
+        silence_s = math.inf if link.idle_ms is None else link.idle_ms / 1e3
+        awake_s = max(0.0, tail_s - silence_s)
+        open_s = 0.0
+        if link.setup_round_trips == 0:
+            open_s = max(0.0, CONNECTION_KEPT_S - silence_s)
+        by_radio = arrivals.within(tail_s) - arrivals.within(awake_s)
+        by_connection = arrivals.within(CONNECTION_KEPT_S) - arrivals.within(open_s)
+        if by_radio + by_connection <= 0.0:
+            return decision
+        ready = msgspec.structs.replace(link, promotion_ms=0.0, setup_round_trips=0)
+        asleep = ready
+        if radio is not None:
+            asleep = msgspec.structs.replace(ready, promotion_ms=1e3 * radio.promotion_s)
+        closed = msgspec.structs.replace(asleep, setup_round_trips=2)
+        warm, cool, cold = (self._worth(path, left_ms) for path in (ready, asleep, closed))
+        gain = by_radio * (warm - cool) + by_connection * (cool - cold)
+        size_bytes = _PING_BYTES + (_HANDSHAKE_BYTES if link.setup_round_trips else 0.0)
+        joules = _UNKNOWN_RADIO_JOULES
+        if radio is not None:
+            burning_s = arrivals.expected_within(tail_s) - arrivals.expected_within(awake_s)
+            joules = radio.tail_joules(burning_s)
+            if awake_s <= 0.0:
+                joules += radio.promotion_joules()
+        if gain <= prices.per_megabyte * size_bytes / 1e6 + prices.per_joule * joules:
+            return decision
+        reason = decision.reason
+        if decision.action is Action.LOCAL and reason == "cloud_too_late" and self._cold():
+            reason = "connection_cold"
+        return msgspec.structs.replace(decision, reason=reason, warm_up=True)
+
+    def _worth(self, link: LinkOutlook, left_ms: float) -> float:
+        """Expected gain of an upload like this one, bytes paid, on such a path."""
+        p = forecast(link, self.cloud, self.situation.upload_bytes, left_ms).p_in_time
+        price = self.prices.per_megabyte * self.situation.upload_bytes / 1e6
+        signed = self.policy._signed
+        return sum(max(0.0, g * p - price) for g in signed) / len(signed)
+
+    def _warm_if_cold(self, decision: Decision, left_ms: float) -> Decision:
+        """Without a rhythm to go by: open a cold connection if a warm one would pay."""
         if not self._cold() or not may_warm_up(self.situation):
             return decision
-        warm = self._forecast(left_ms, warm=True)
-        cold = self._forecast(left_ms)
-        prices = self.prices
-        signed = self.policy._signed
-        byte_price = prices.per_megabyte * self.situation.upload_bytes / 1e6
-
-        def worth(p: float) -> float:
-            return sum(max(0.0, g * p - byte_price) for g in signed) / len(signed)
-
-        more = worth(warm.p_in_time) - worth(cold.p_in_time)
-        arrivals, radio = self.situation.arrivals, self.radio
-        expected_requests, joules = 1.0, _UNKNOWN_RADIO_JOULES
-        if radio is not None and arrivals is not None:
-            expected_requests = min(arrivals.session(radio.tail_s), 20.0)
-            joules = radio.promotion_joules() + radio.tail_joules(radio.tail_s)
-        if more * expected_requests <= prices.per_megabyte * 0.0045 + prices.per_joule * joules:
+        ready = msgspec.structs.replace(self.link, promotion_ms=0.0, setup_round_trips=0)
+        if self._worth(ready, left_ms) <= self._worth(self.link, left_ms):
             return decision
         reason = decision.reason
         if decision.action is Action.LOCAL and reason == "cloud_too_late":

@@ -99,6 +99,7 @@ class _Request:
         "outcome",
         "plan",
         "predicted_ms",
+        "seen",
         "submitted_s",
         "version",
     )
@@ -120,6 +121,8 @@ class _Request:
         self.cloud_held = False
         self.features: tuple[float, ...] = ()
         self.predicted_ms: float | None = None
+        self.seen = (0.0, 0.0)
+        """When progress was last looked at, and the bytes acknowledged by then."""
 
 
 class DeviceRun:
@@ -182,13 +185,17 @@ class DeviceRun:
         if request.plan is not None and not request.cut:
             upload = self._progress(request)
             if upload.sending and not upload.answered:
+                acknowledged = upload.acknowledged_bytes
+                seen_s, seen = request.seen
                 estimates = estimates.progressed(
-                    upload.acknowledged_bytes,
+                    acknowledged,
                     (now - request.plan.ready_s) * 1e3,
                     body_bytes=self._world.body_bytes[request.index],
                     window_bytes=request.plan.window_bytes,
                     now_s=now,
+                    recent=(acknowledged - seen, (now - seen_s) * 1e3) if seen else None,
                 )
+                request.seen = (now, acknowledged)
         return Situation(
             upload_bytes=self._world.body_bytes[request.index],
             deadline_ms=self._world.deadline_s * 1e3,
@@ -266,12 +273,16 @@ class DeviceRun:
             in_flight_bytes=int(in_flight),
             samples=estimates.link.samples,
             promotion_ms=promotion_s * 1e3,
+            fresh_share=belief.fresh_share,
+            long_run_mean=belief.long_run_mean,
+            long_run_deviation=belief.long_run_deviation,
         )
 
     def _cloud_outlook(self) -> CloudOutlook:
         cloud = self._estimates.cloud
         return CloudOutlook(
-            queue_ms=cloud.queue_ms(self._now),
+            queue_ms=0.0,
+            tail_ms=cloud.recent_at(self._now),
             inference_ms=cloud.inference_mean_ms,
             breaker=self._breaker.state,
         )
@@ -280,10 +291,10 @@ class DeviceRun:
 
     def _decide(self, request: _Request, confidence: float | None) -> Decision:
         situation = self._situation(request, confidence)
-        started = time.perf_counter()
+        started = time.thread_time()
         decision = self._policy.decide(situation)
         outcome = request.outcome
-        outcome.decision_s += time.perf_counter() - started
+        outcome.decision_s += time.thread_time() - started
         outcome.decisions += 1
         if self._learns and request.plan is None:
             request.features = features(situation)
@@ -470,8 +481,7 @@ class DeviceRun:
             timing,
             (self._now - plan.ready_s) * 1e3,
             window_bytes=plan.window_bytes,
-            queue_delay_ms=plan.queue_s * 1e3,
-            now_s=self._now,
+                        now_s=self._now,
         )
         if self._learns:
             self._memory = self._memory.uploaded(

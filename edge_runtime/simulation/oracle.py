@@ -75,23 +75,57 @@ class _Search:
         self.radio: RadioPower = radio_power(world.radio)
 
     def run(self) -> _Choice | None:
+        """The choices of the best state after the last request."""
+        arrived_s = [*self.world.arrived_s, math.inf]
         states = [_State(0.0, fresh_path(), 0.0, 0.0, 0.0, None)]
-        for index in range(len(self.world.arrived_s)):
-            grown: dict[tuple[object, ...], _State] = {}
+        for index in range(len(arrived_s) - 1):
+            next_s = arrived_s[index + 1]
+            grown: dict[tuple[object, ...], tuple[float, _State]] = {}
             for state in states:
                 for child in self._children(state, index):
-                    key = (
-                        child.path.link_free_s,
-                        child.path.radio_until_s,
-                        child.path.connection_used_s,
-                        child.path.window_s,
-                        child.worker_free_s,
-                    )
+                    key, credit = self._look(child, next_s)
+                    worth = child.score + credit
                     other = grown.get(key)
-                    if other is None or child.score > other.score:
-                        grown[key] = child
-            states = sorted(grown.values(), key=lambda s: -s.score)[:BEAM]
-        return states[0].choice if states else None
+                    if other is None or worth > other[0]:
+                        grown[key] = (worth, child)
+            ranked = sorted(grown.items(), key=lambda item: -item[1][0])
+            states = self._prune([(key[0] is True, found) for key, (_, found) in ranked])
+        return states[0].choice
+
+    def _look(self, state: _State, next_s: float) -> tuple[tuple[object, ...], float]:
+        """What of a state still matters at the next arrival, and what it has paid ahead.
+
+        States that look alike then are one. The tail is paid when an upload ends; the part
+        that has not burned yet is credited, so that an awake radio is not ranked behind.
+        """
+        path, tcp = state.path, self.world.constants.tcp
+        left_s = path.radio_until_s + self.radio.tail_s - next_s
+        kept = next_s - path.window_s <= tcp.window_kept_s
+        opened = next_s - path.connection_used_s <= tcp.connection_kept_s
+        key = (
+            left_s > 0 and opened,
+            round(max(left_s, 0.0), 1),
+            opened,
+            round(path.window_bytes, -4) if kept else 0.0,
+            round(max(path.link_free_s - next_s, 0.0), 2),
+            round(max(state.worker_free_s - next_s, 0.0), 2),
+            round(state.duty, 2),
+        )
+        tail = self.radio.tail
+        burned_s = self.radio.tail_s - min(max(left_s, 0.0), self.radio.tail_s)
+        unburned = self.radio.tail_joules(self.radio.tail_s) - self.radio.tail_joules(burned_s)
+        return key, self.per_joule * unburned if tail else 0.0
+
+    @staticmethod
+    def _prune(ranked: list[tuple[bool, _State]]) -> list[_State]:
+        """The best, half of the places kept for each of warm and cold paths."""
+        half = BEAM // 2
+        warm = [state for is_warm, state in ranked if is_warm]
+        cold = [state for is_warm, state in ranked if not is_warm]
+        room_warm = max(half, BEAM - len(cold))
+        room_cold = max(half, BEAM - len(warm))
+        taken = {id(state) for state in (*warm[:room_warm], *cold[:room_cold])}
+        return [state for _, state in ranked if id(state) in taken]
 
     def _children(self, state: _State, index: int) -> list[_State]:
         world = self.world
