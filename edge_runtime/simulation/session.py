@@ -107,10 +107,11 @@ def _session(cell: Cell, folder: TraceFolder, constants: Constants) -> Session |
     result = cell.result
     shown = (own_policies(result.policies) or [n for n in result.policies if not is_bound(n)])[0]
     runs = [run for run in result.runs if run.policy == shown and run.arrived_s.size]
-    best = max(runs, key=_variety, default=None)
-    if best is None:
+    if not runs:
         return None
-    trace = next(trace for trace in folder.traces if trace.name == best.trace)
+    traces = {trace.name: trace for trace in folder.traces}
+    best = max(runs, key=lambda run: _variety(run, traces[run.trace]))
+    trace = traces[best.trace]
     (run,) = simulate(
         [trace],
         device=result.device,
@@ -124,9 +125,11 @@ def _session(cell: Cell, folder: TraceFolder, constants: Constants) -> Session |
     return Session(run=run, trace=trace, rates_mbps=_rates(trace, best, cell, constants))
 
 
-def _variety(run: PolicyRun) -> int:
-    cloud, held = int(run.source_cloud.sum()), int((run.offloaded & ~run.source_cloud).sum())
-    return min(cloud, run.source_cloud.size - cloud - held) + min(held, 10)
+def _variety(run: PolicyRun, trace: Trace) -> float:
+    """How much there is to see: answers from both sides, and a link that changes."""
+    cloud = float(run.source_cloud.mean())
+    changes = float(np.log1p(trace.uplink_mbps).std())
+    return min(cloud, 1 - cloud) * min(changes, 1.5)
 
 
 def _rates(trace: Trace, run: PolicyRun, cell: Cell, constants: Constants) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from edge_runtime.simulation.report.cells import Cell, is_drawn
 from edge_runtime.simulation.report.plot import Frame, Label, log_ticks, place_labels, ticks
 from edge_runtime.simulation.scores import (
+    LOCAL_ONLY,
     Bin,
     PolicyScore,
     is_bound,
@@ -36,11 +37,11 @@ def utility_chart(cells: Sequence[Cell], colors: Mapping[str, str]) -> str:
         ]
         for policy in colors
     }
-    found = [value for policy in points for _, value in points[policy]]
-    best = max(found)
-    # A policy far below the others would press them into one line: it leaves the plot instead.
-    low = max(min(found), best - 30.0)
-    low, high = 5 * math.floor(low / 5), 5 * math.ceil((best + 0.5) / 5)
+    # Who does worse than the device alone would press the others into one line: they leave
+    # the plot instead.
+    floor = min(100 * cell.scores[LOCAL_ONLY].net_utility for cell in ordered) - 2.0
+    best = max(value for policy in points for _, value in points[policy])
+    low, high = math.floor(floor), math.ceil(best + 0.5)
     deadlines = [cell.result.deadline_ms for cell in ordered]
     frame = Frame(
         "Net utility against the deadline", 320, (deadlines[0], deadlines[-1]), (low, high)

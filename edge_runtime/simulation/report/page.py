@@ -61,6 +61,7 @@ def render_page(page: Page) -> str:
     parts.append(_verdict(page.cells))
     if not one:
         parts += _overview(page.cells, shades)
+        parts.append("<h2>Each cell</h2>")
     for cell in page.cells:
         parts += _cell(cell, shades, single=one)
     if page.session is not None:
@@ -120,7 +121,7 @@ def _overview(cells: Sequence[Cell], shades: dict[str, str]) -> list[str]:
         parts.append(
             _note(
                 "Right in time, in points of a hundred, less the price of bytes and joules. Lines "
-                "that leave the plot below are more than 30 points worse."
+                "that leave the plot below do worse than a device that never offloads."
             )
         )
     for (device, arrivals), found in several.items():
@@ -201,13 +202,13 @@ def _appendix(page: Page) -> list[str]:
     machine = ", ".join(f"{name} {value}" for name, value in page.machine.items())
     parts = [
         "<h2>What was simulated</h2>",
-        f"<details><summary>{len(page.folder.traces)} traces used</summary>",
+        f"<details><summary>Traces used: {len(page.folder.traces)}</summary>",
         traces_table(page.folder),
         "</details>",
     ]
     if page.folder.skipped:
         parts += [
-            f"<details><summary>{len(page.folder.skipped)} files not used</summary>",
+            f"<details><summary>Not used: {len(page.folder.skipped)}</summary>",
             skipped_table(page.folder),
             "</details>",
         ]

@@ -40,7 +40,9 @@ def timeline_chart(session: Session) -> str:
         (low, high),
         log_y=True,
     )
-    rate_ticks = {value: text for value, text in log_ticks(least, high).items() if text[0] == "1"}
+    rate_ticks = log_ticks(least, high)
+    powers = {value: text for value, text in rate_ticks.items() if math.log10(value) % 1 == 0}
+    rate_ticks = powers if len(powers) > 1 else rate_ticks
     frame.axes("seconds", ticks(start_s, end_s), "uplink, Mbit/s", rate_ticks)
     frame.add(f'<path class="rate" d="{_area(frame, bins, start_s, low)}"/>')
     for name, lane in (*_LANES.items(), ("ping", _PING_LANE)):
