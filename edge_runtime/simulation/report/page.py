@@ -30,6 +30,8 @@ from edge_runtime.simulation.scores import DEFINITIONS, LOCAL_ONLY, ORACLE, is_b
 
 __all__ = ["render_page"]
 
+_CSP: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""A second wall behind the escaping: the page may run no script and load nothing."""
 _SESSION_KEY: Final = (
     '<p class="key soft"><span><span class="swatch cloud"></span>answered in the cloud</span>'
     '<span><span class="swatch held"></span>uploaded, answered on the device</span>'
@@ -70,6 +72,7 @@ def render_page(page: Page) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_CSP}">\n'
         f"<title>nearfar simulate: {escape(what)}</title><style>{STYLE}</style></head><body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
