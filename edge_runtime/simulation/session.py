@@ -5,18 +5,19 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.errors import ConfigError, NearfarError
 from edge_runtime.simulation.cells import CellSpec
 from edge_runtime.simulation.constants import Constants, load_constants
 from edge_runtime.simulation.interrupts import children_end_with_us
-from edge_runtime.simulation.records import NET_ORACLES, PolicyRun
+from edge_runtime.simulation.records import NET_ORACLES, PolicyRun, SimulationResult
 from edge_runtime.simulation.report.cells import Cell, Page, Session, cell_name, own_policies
 from edge_runtime.simulation.run import simulate
 from edge_runtime.simulation.scores import LOCAL_ONLY, ORACLE, is_bound, machine, score
@@ -88,7 +89,7 @@ def _cell(
     constants: Constants,
     progress: Callable[[int, int], None],
 ) -> Cell:
-    result = simulate(
+    result = _simulate(
         folder.traces,
         device=spec.device,
         deadline_ms=spec.deadline_ms,
@@ -100,6 +101,15 @@ def _cell(
         constants=constants,
     )
     return Cell(result=result, scores=score(result))
+
+
+def _simulate(traces: Sequence[Trace], **arguments: Any) -> SimulationResult:
+    try:
+        return simulate(traces, **arguments)
+    except BrokenProcessPool:
+        raise NearfarError(
+            "a process of the simulation died, perhaps for want of memory: try fewer --jobs"
+        ) from None
 
 
 def _session(cell: Cell, folder: TraceFolder, constants: Constants) -> Session | None:

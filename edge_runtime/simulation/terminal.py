@@ -66,7 +66,7 @@ def scores_text(title: str, scores: Mapping[str, PolicyScore]) -> str:
     lines = [title, header, "-" * len(header)]
     for policy, found in scores.items():
         interval = found.gain_capture.ci95
-        between = "" if interval is None else f"{100 * interval[0]:.0f}..{100 * interval[1]:.0f}"
+        between = "" if interval is None else "..".join(f"{round(100 * v)}" for v in interval)
         lines.append(
             f"{_short(policy):<{_NAME_CHARS}}{_percent(found.gain_capture.mean, 6):>7}"
             f"{between:>12}{_percent(found.net_gain_capture.mean, 6):>7}"

@@ -21,6 +21,7 @@ __all__ = [
     "check_bins",
     "check_rtt",
     "rtt_of_samples",
+    "usable_runs",
 ]
 
 FloatArray = npt.NDArray[np.float64]
@@ -66,6 +67,26 @@ def check_bins(rates_mbps: FloatArray) -> FloatArray:
     if not rates_mbps.any():
         raise ContractError("its rate is never above 0")
     return rates_mbps
+
+
+def usable_runs(runs: Sequence[FloatArray]) -> tuple[list[FloatArray], int]:
+    """The recordings of a file that a simulation can use, and how many it cannot.
+
+    Raises what is wrong with the first when there is none, and ``LimitExceeded`` when any
+    has an impossible value.
+    """
+    usable: list[FloatArray] = []
+    first: ContractError | None = None
+    for run in runs:
+        try:
+            usable.append(check_bins(run))
+        except LimitExceeded:
+            raise
+        except ContractError as error:
+            first = first or error
+    if not usable:
+        raise first or ContractError("it has no values")
+    return usable, len(runs) - len(usable)
 
 
 def check_rtt(rtt_ms: FloatArray) -> FloatArray:

@@ -33,7 +33,7 @@ from edge_runtime.simulation.trace_names import (
     path_radio,
     radio_named,
 )
-from edge_runtime.simulation.trace_series import FloatArray, check_bins, check_rtt
+from edge_runtime.simulation.trace_series import FloatArray, check_rtt, usable_runs
 
 __all__ = [
     "RATE_UNITS",
@@ -209,7 +209,7 @@ class _Reader:
         notes = list(file.recording.notes)
         if named is None:
             notes.append("no radio named: LTE assumed")
-        runs, short = _usable_runs(file.recording)
+        runs, short = usable_runs(file.recording.uplink_runs)
         if short:
             notes.append(f"{short} runs not used")
         rtt_ms, rtt_file = file.recording.rtt_ms, file.path
@@ -255,7 +255,7 @@ class _Reader:
             raise ContractError("the file holds round trips, no rates")
         if "downlink" in (recording.direction, path_direction(row.uplink)):
             raise ContractError("a downlink's rate is never an uplink's")
-        runs, short = _usable_runs(recording)
+        runs, short = usable_runs(recording.uplink_runs)
         notes = [*recording.notes, *([f"{short} runs not used"] if short else [])]
         rtt_ms = recording.rtt_ms
         if row.rtt:
@@ -280,7 +280,13 @@ class _Reader:
     def _walk(self, *, quiet: bool = False) -> list[str]:
         """Relative paths of the files below the root, sorted; hidden ones left out."""
         found: list[str] = []
-        for place, folders, files in os.walk(self.root, followlinks=False):
+
+        def unreadable(error: OSError) -> None:
+            path = _relative(Path(error.filename), self.root)
+            self._skip(path, f"the folder cannot be read: {error.strerror}")
+
+        onerror = None if quiet else unreadable
+        for place, folders, files in os.walk(self.root, onerror=onerror, followlinks=False):
             here = Path(place)
             for name in sorted(folders):
                 if (here / name).is_symlink() and not quiet:
@@ -357,26 +363,6 @@ class _Reader:
 
     def _skip(self, path: str, reason: str) -> None:
         self.skipped.append(Skipped(path=printable(path), reason=printable(reason)))
-
-
-def _usable_runs(recording: Recording) -> tuple[list[FloatArray], int]:
-    """Runs that a simulation can use, and how many others there are.
-
-    Raises what is wrong with the first when there is none, or when any has an impossible
-    value.
-    """
-    usable: list[FloatArray] = []
-    first: ContractError | None = None
-    for run in recording.uplink_runs:
-        try:
-            usable.append(check_bins(run))
-        except LimitExceeded:
-            raise
-        except ContractError as error:
-            first = first or error
-    if not usable:
-        raise first or ContractError("it has no values")
-    return usable, len(recording.uplink_runs) - len(usable)
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +137,9 @@ def test_bad_input_is_a_typed_error_before_any_work(
     assert message in done.exception.detail
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_every_process_of_it(folder: Path, number: int) -> None:
+@contextlib.contextmanager
+def _under_way(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command with two workers, all of which have started."""
     # The shell that runs the tests may ignore SIGINT, which children inherit.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -146,16 +149,35 @@ def test_a_signal_ends_the_run_and_every_process_of_it(folder: Path, number: int
         [sys.executable, "-c", code, "--traces", folder, "--seeds", "100", "--jobs", "2"],
         stderr=subprocess.PIPE, start_new_session=True, text=True,
     ) as process:  # fmt: skip
-        assert process.stderr is not None
         until_s = time.monotonic() + 60
         # Itself, two workers, and the tracker of their resources.
         while len(_processes_of(process.pid)) < 4:
             assert time.monotonic() < until_s
             time.sleep(0.05)
+        yield process
+    assert _processes_of(process.pid) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_every_process_of_it(folder: Path, number: int) -> None:
+    with _under_way(folder) as process:
         process.send_signal(number)
+        assert process.stderr is not None
         assert process.wait(timeout=20) == 130
         assert "interrupted" in process.stderr.read()
-    assert _processes_of(process.pid) == []
+
+
+def test_a_worker_that_dies_is_told_with_what_to_do(folder: Path) -> None:
+    with _under_way(folder) as process:
+        workers = [
+            pid
+            for pid in _processes_of(process.pid)
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        assert process.stderr is not None
+        assert process.wait(timeout=60) != 0
+        assert "try fewer --jobs" in process.stderr.read()
 
 
 def _processes_of(session: int) -> list[str]:

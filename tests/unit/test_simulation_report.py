@@ -15,15 +15,19 @@ import numpy as np
 import pytest
 
 from edge_runtime.contract.errors import ConfigError
-from edge_runtime.simulation.cells import TEN_CELLS, CellSpec, parse_cells
+from edge_runtime.simulation import world
+from edge_runtime.simulation.cells import ARRIVALS, DEVICES, TEN_CELLS, CellSpec, parse_cells
+from edge_runtime.simulation.cli import simulate
+from edge_runtime.simulation.constants import load_constants
 from edge_runtime.simulation.records import Event, SimulationResult
 from edge_runtime.simulation.report.cells import Cell, Page, Session, colors
 from edge_runtime.simulation.report.output import document, summary, write_text
 from edge_runtime.simulation.report.page import render_page
 from edge_runtime.simulation.report.plot import Label, log_ticks, place_labels, ticks
 from edge_runtime.simulation.scores import score
+from edge_runtime.simulation.session import split_names
 from edge_runtime.simulation.terminal import traces_text
-from edge_runtime.simulation.traces import Skipped, Trace, TraceFolder, TraceSource
+from edge_runtime.simulation.traces import RATE_UNITS, Skipped, Trace, TraceFolder, TraceSource
 from tests.support.simulation import policy_run, result_of
 
 _HOSTILE = "<script>alert('x')</script>&\"</title>"
@@ -229,6 +233,14 @@ def test_cells_are_ten_or_spelled_out() -> None:
         parse_cells("mid:400:poisson,mid:400:poisson")
     with pytest.raises(ConfigError, match="at most 32"):
         parse_cells(",".join(f"mid:{i}:poisson" for i in range(100, 150)))
+
+
+def test_the_choices_of_the_command_are_those_of_the_world() -> None:
+    assert set(DEVICES) == set(load_constants().devices)
+    assert ARRIVALS == world.ARRIVALS
+    options = {option.name: option.type for option in simulate.params}
+    assert tuple(options["rate_unit"].choices) == tuple(RATE_UNITS)  # type: ignore[attr-defined]
+    assert split_names("Cascade(0.5), Hedged,,Own(1,2)") == ("Cascade(0.5)", " Hedged", "Own(1,2)")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
