@@ -268,6 +268,7 @@ class DeviceRun:
             log_rate_deviation=belief.log_rate_deviation,
             rtt_ms=estimates.rtt.srtt_ms,
             rtt_deviation_ms=estimates.rtt.deviation_ms,
+            rtt_nodes_ms=estimates.rtt.nodes_ms,
             connection_open=open_,
             idle_ms=None if used_s <= -1e8 else max(0.0, now - used_s) * 1e3,
             setup_round_trips=0 if open_ else tcp.handshake_round_trips,
