@@ -277,6 +277,7 @@ class DeviceRun:
             samples=estimates.link.samples,
             promotion_ms=promotion_s * 1e3,
             fresh_share=belief.fresh_share,
+            outage=belief.outage,
             long_run_mean=belief.long_run_mean,
             long_run_deviation=belief.long_run_deviation,
         )
