@@ -27,6 +27,8 @@ __all__ = ["PathEstimator"]
 _MAX_WINDOW_BYTES = 1 << 20
 _MIN_RECENT_MS = 30.0
 _STALL_BYTES = 100.0
+_WAITED = 5.0
+_MIN_DRAINED_BYTES = 8192
 
 
 class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +98,18 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def pinged(self, rtt_ms: float, now_s: float) -> PathEstimator:
-        """A round trip was measured; NaN and negative values teach nothing."""
-        return msgspec.structs.replace(self, rtt=self.rtt.observe(rtt_ms), used_s=now_s)
+        """A round trip was measured; NaN and negative values teach nothing.
+
+        One that is many times longer than usual waited for the link, not for the way: it
+        counts as a long one, and the link is back.
+        """
+        usual_ms = _WAITED * self.rtt.srtt_ms if self.rtt.samples else math.inf
+        return msgspec.structs.replace(
+            self,
+            rtt=self.rtt.observe(min(rtt_ms, usual_ms) if rtt_ms >= 0 else math.nan),
+            link=self.link.observe_alive(now_s),
+            used_s=now_s,
+        )
 
     def progressed(
         self,
@@ -140,7 +152,7 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def drained(self, size_bytes: float, elapsed_ms: float, now_s: float) -> PathEstimator:
         """The rest of a cut upload was acknowledged ``elapsed_ms`` after the cut."""
         passed_ms = max(elapsed_ms - self.rtt.srtt_ms, 1.0)
-        if size_bytes < 4096:
-            return msgspec.structs.replace(self, used_s=now_s)
-        link = self.link.observe(1e3 * size_bytes / passed_ms, now_s)
+        link = self.link.observe_alive(now_s)
+        if size_bytes >= _MIN_DRAINED_BYTES and passed_ms <= _WAITED * self.rtt.srtt_ms:
+            link = self.link.observe(1e3 * size_bytes / passed_ms, now_s)
         return msgspec.structs.replace(self, link=link, used_s=now_s)

@@ -103,6 +103,8 @@ class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """Until a sleeping radio carries data; 0: it is awake."""
     rtt_nodes_ms: tuple[float, ...] = ()
     """Equally likely round trips; empty: normal around ``rtt_ms``."""
+    outage: float = 0.0
+    """P(nothing passes just now)."""
     fresh_share: float = 0.0
     """P(the rate is a fresh draw of the long run), as after a hand-over or an outage."""
     long_run_mean: float = 0.0

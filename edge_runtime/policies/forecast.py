@@ -79,7 +79,7 @@ def forecast(
                     z = (link.long_run_mean - log_needed) / long_run_deviation
                     p += fresh * (0.5 * math.erfc(-z / _SQRT_2) - p)
                 p_in_time += rtt_weight * weight * p
-    p_in_time = _recalibrated(min(p_in_time, 1.0), link)
+    p_in_time = _recalibrated(min(p_in_time, 1.0) * (1.0 - link.outage), link)
     median_ms = upload_ms(size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, window_bytes)
     return Forecast(
         p_in_time=p_in_time,

@@ -266,6 +266,7 @@ class DeviceRun:
             log_rate_deviation=belief.log_rate_deviation,
             rtt_ms=estimates.rtt.srtt_ms,
             rtt_deviation_ms=estimates.rtt.deviation_ms,
+            rtt_nodes_ms=estimates.rtt.nodes_ms,
             connection_open=open_,
             idle_ms=None if used_s <= -1e8 else max(0.0, now - used_s) * 1e3,
             setup_round_trips=0 if open_ else tcp.handshake_round_trips,
@@ -274,6 +275,7 @@ class DeviceRun:
             samples=estimates.link.samples,
             promotion_ms=promotion_s * 1e3,
             fresh_share=belief.fresh_share,
+            outage=belief.outage,
             long_run_mean=belief.long_run_mean,
             long_run_deviation=belief.long_run_deviation,
         )
