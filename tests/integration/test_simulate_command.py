@@ -155,6 +155,9 @@ def _under_way(folder: Path) -> Iterator[subprocess.Popen[str]]:
             assert time.monotonic() < until_s
             time.sleep(0.05)
         yield process
+    until_s = time.monotonic() + 5  # the tracker ends once it sees that nobody is left
+    while _processes_of(process.pid) and time.monotonic() < until_s:
+        time.sleep(0.05)
     assert _processes_of(process.pid) == []
 
 
