@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.simulation.bootstrap import Bootstrap, Estimate
+from edge_runtime.simulation.calibration import Bin, calibration, weighted_quantiles
 from edge_runtime.simulation.records import NET_ORACLES, PolicyRun, SimulationResult
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "LOCAL_ONLY",
     "ORACLE",
     "SAVER",
-    "Bin",
     "ClassScore",
     "PolicyScore",
     "Tariff",
@@ -34,7 +34,6 @@ __all__ = [
     "is_bound",
     "machine",
     "score",
-    "weighted_quantiles",
 ]
 
 LOCAL_ONLY: Final = "LocalOnly"
@@ -63,7 +62,6 @@ DEFINITIONS: Final = {
 
 _LEAST_HEADROOM: Final = 1e-3
 _LEAST_CLASS_HEADROOM: Final = 5e-3
-_BINS: Final = 10
 _TOLERANCE_MS: Final = 1e-6
 """A held answer is delivered at the deadline itself, give or take a rounding."""
 
@@ -78,18 +76,6 @@ class Tariff(msgspec.Struct, frozen=True, kw_only=True):
 
 BALANCED: Final = Tariff(name="balanced", per_megabyte=0.05, per_joule=0.002)
 SAVER: Final = Tariff(name="saver", per_megabyte=0.5, per_joule=0.01)
-
-
-class Bin(msgspec.Struct, frozen=True, kw_only=True):
-    """Predictions between two tenths, and what came of them."""
-
-    low: float
-    high: float
-    n: int
-    predicted: float | None
-    """Their mean; None: there are none."""
-    observed: float | None
-    """Share that would have been, or was, answered in time."""
 
 
 class ClassScore(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,7 +240,7 @@ def _score_one(
         "cloud_share": bootstrap.mean(own.cloud),
     }
     mean_ms = _mean_where_answered(own.mean_ms, bootstrap)
-    brier, reliability = _calibration(_join(runs, "p_cloud"), _join(runs, "cloud_in_time"))
+    brier, reliability = calibration(_join(runs, "p_cloud"), _join(runs, "cloud_in_time"))
     decisions = _join(runs, "decision_us")
     decisions = decisions[np.isfinite(decisions) & (not is_bound(policy))]
     return PolicyScore(
@@ -345,50 +331,6 @@ def _weights(result: SimulationResult, by_trace: dict[str, list[PolicyRun]]) -> 
     """What each request counts, so that every trace counts the same; they sum to 1."""
     counts = [_requests(by_trace[trace]) for trace in result.traces]
     return np.concatenate([np.full(count, 1 / (count * len(counts))) for count in counts])
-
-
-def weighted_quantiles(
-    values: NDArray[np.float64], weights: NDArray[np.float64], shares: Sequence[float]
-) -> NDArray[np.float64]:
-    """The least values with at least these shares of the weight at or below them.
-
-    Args:
-        values: float64 [n], n > 0; infinity is a value.
-        weights: float64 [n], positive.
-        shares: from 0 to 1.
-
-    Returns float64 [shares].
-    """
-    order = np.argsort(values, kind="stable")
-    below = np.cumsum(weights[order])
-    places = np.searchsorted(below, np.asarray(shares) * below[-1] * (1 - 1e-12))
-    found: NDArray[np.float64] = values[order][np.minimum(places, values.size - 1)]
-    return found
-
-
-def _calibration(
-    predicted: NDArray[np.float64], happened: NDArray[np.bool_]
-) -> tuple[float | None, tuple[Bin, ...]]:
-    """Brier score (Brier 1950) and a reliability diagram's bins, of requests with a prediction."""
-    known = np.isfinite(predicted)
-    p, y = predicted[known], happened[known].astype(np.float64)
-    if not p.size:
-        return None, ()
-    place = np.clip((p * _BINS).astype(np.int64), 0, _BINS - 1)
-    counts = np.bincount(place, minlength=_BINS)
-    sums = np.bincount(place, weights=p, minlength=_BINS)
-    hits = np.bincount(place, weights=y, minlength=_BINS)
-    bins = tuple(
-        Bin(
-            low=i / _BINS,
-            high=(i + 1) / _BINS,
-            n=int(n),
-            predicted=float(sums[i] / n) if n else None,
-            observed=float(hits[i] / n) if n else None,
-        )
-        for i, n in enumerate(counts)
-    )
-    return float(((p - y) ** 2).mean()), bins
 
 
 def cell_document(result: SimulationResult, scores: dict[str, PolicyScore]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import pytest
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.simulation.bootstrap import Bootstrap
+from edge_runtime.simulation.calibration import weighted_quantiles
 from edge_runtime.simulation.records import PolicyRun
-from edge_runtime.simulation.scores import PolicyScore, score, weighted_quantiles
+from edge_runtime.simulation.scores import PolicyScore, score
 from tests.support.simulation import policy_run, result_of
 
 

@@ -98,7 +98,8 @@ def test_a_table_is_read_by_its_headers_words(tmp_path: Path) -> None:
     (trace,), (source,) = found.traces, found.sources
     assert trace.radio == "5g"
     assert source.direction == "its columns"
-    assert trace.uplink_mbps.tolist() == pytest.approx([0.8 + t / 1e3 for t in range(20) for _ in range(10)])  # fmt: skip
+    kilobits = [800 + t for t in range(20) for _ in range(10)]
+    assert trace.uplink_mbps.tolist() == pytest.approx([rate / 1e3 for rate in kilobits])
     assert trace.rtt_ms is not None
     assert trace.rtt_ms.tolist() == [40.0 + t for t in range(20) for _ in range(5)]
 
@@ -162,7 +163,8 @@ def test_the_unit_of_a_bare_column_is_the_users_to_say(tmp_path: Path) -> None:
 def test_short_runs_are_joined_and_long_ones_stay(tmp_path: Path) -> None:
     short = ["Run 1", ",".join(["1"] * 120), "####", "Run 2", ",".join(["2"] * 120)]
     long = ["Run 1", ",".join(["3"] * 700), "Run 2", ",".join(["4"] * 650)]
-    _write(tmp_path, {"ul/throughput/a.list": "\n".join(short), "ul/throughput/b.list": "\n".join(long)})  # fmt: skip
+    lists = {"ul/throughput/a.list": short, "ul/throughput/b.list": long}
+    _write(tmp_path, {name: "\n".join(lines) for name, lines in lists.items()})
     sizes = {t.name: (t.uplink_mbps.size, t.uplink_mbps[0]) for t in read_traces(tmp_path).traces}
     assert sizes == {
         "ul/throughput/a": (240, 1.0),

@@ -9,14 +9,13 @@ from typing import Final
 
 import numpy as np
 
+from edge_runtime.simulation.calibration import Bin, weighted_quantiles
 from edge_runtime.simulation.report.cells import Cell, is_drawn
 from edge_runtime.simulation.report.plot import Frame, Label, log_ticks, place_labels, ticks
 from edge_runtime.simulation.scores import (
     LOCAL_ONLY,
-    Bin,
     PolicyScore,
     is_bound,
-    weighted_quantiles,
 )
 
 __all__ = ["latency_chart", "reliability_chart", "tradeoff_chart", "utility_chart"]
