@@ -7,6 +7,7 @@ holds is used only when the caller says so. What was not used is reported with t
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +51,7 @@ MAX_FILES: Final = 10_000
 MAX_TRACES: Final = 2_000
 MAX_TOTAL_BINS: Final = 50_000_000
 _MAX_NAME_CHARS: Final = 120
+_MAX_REASONS: Final = 3
 _UNSTATED: Final = (
     "it does not say whether its rate is an uplink's: put 'uplink' into its name or header, or "
     "pass --assume-uplink"
@@ -140,10 +142,21 @@ def read_traces(
         traces=tuple(reader.traces), skipped=tuple(reader.skipped), sources=tuple(reader.sources)
     )
     if not found.traces:
-        why = "; ".join(f"{s.path}: {s.reason}" for s in found.skipped[:3])
-        more = f" (and {len(found.skipped) - 3} more)" if len(found.skipped) > 3 else ""
-        raise ConfigError(f"no usable uplink trace in {folder}: {why or 'it is empty'}{more}")
+        raise ConfigError(f"no usable uplink trace in {folder}: {_main_reasons(found.skipped)}")
     return found
+
+
+def _main_reasons(skipped: Sequence[Skipped]) -> str:
+    """The three most frequent reasons, each with a file."""
+    files: dict[str, list[str]] = {}
+    for found in skipped:
+        files.setdefault(found.reason, []).append(found.path)
+    most = sorted(files.items(), key=lambda item: -len(item[1]))[:_MAX_REASONS]
+    texts = [
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {reason}"
+        for reason, paths in most
+    ]
+    return "; ".join(texts) or "it is empty"
 
 
 class _Reader:

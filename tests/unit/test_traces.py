@@ -291,6 +291,9 @@ def test_a_folder_without_a_usable_trace_says_why(tmp_path: Path) -> None:
     _write(tmp_path, {"a.txt": "hello"})
     with pytest.raises(ConfigError, match=r"a\.txt: no column"):
         read_traces(tmp_path)
+    _write(tmp_path, {f"walk{i}.txt": _pairs(_RATES) for i in range(5)})
+    with pytest.raises(ConfigError, match=r": walk0\.txt and 4 more: it does not say.*; a\.txt: "):
+        read_traces(tmp_path)
 
 
 @pytest.mark.parametrize(
