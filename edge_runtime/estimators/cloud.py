@@ -12,6 +12,9 @@ __all__ = ["CloudEstimator"]
 
 _ALPHA = 1 / 4
 _HINT_TAU_S = 5.0
+_RECENT_STEP = 0.5
+_RECENT_TAU_S = 10.0
+_TAIL_STEP = 0.05
 
 
 class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +26,10 @@ class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
     samples: int = 0
     hint_ms: float | None = None
     hint_at_s: float = 0.0
+    recent_queue_ms: float = 5.0
+    recent_s: float = 0.0
+    tail_mean_ms: float = 5.0
+    """Slow mean of the queue: what to expect when nothing recent is known."""
 
     def observe(
         self,
@@ -42,6 +49,15 @@ class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
                 answer_mean_ms=self._step(self.answer_mean_ms, answer_ms),
                 samples=self.samples + 1,
             )
+        if timing.queue_ms is not None:
+            recent = self.recent_at(now_s)
+            state = msgspec.structs.replace(
+                state,
+                recent_queue_ms=recent + _RECENT_STEP * (timing.queue_ms - recent),
+                recent_s=now_s,
+                tail_mean_ms=self.tail_mean_ms
+                + _TAIL_STEP * (timing.queue_ms - self.tail_mean_ms),
+            )
         if queue_delay_ms is not None:
             state = msgspec.structs.replace(state, hint_ms=float(queue_delay_ms), hint_at_s=now_s)
         return state
@@ -57,3 +73,9 @@ class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
             return self.queue_mean_ms
         trust = math.exp(-max(0.0, now_s - self.hint_at_s) / _HINT_TAU_S)
         return trust * self.hint_ms + (1.0 - trust) * self.queue_mean_ms
+
+    def recent_at(self, now_s: float) -> float:
+        """Mean queue of the last answers, fading into the slow one: overload comes and goes
+        within seconds, and waits are about exponential, so the mean says it all."""
+        trust = math.exp(-max(0.0, now_s - self.recent_s) / _RECENT_TAU_S)
+        return trust * self.recent_queue_ms + (1.0 - trust) * self.tail_mean_ms

@@ -8,7 +8,14 @@ around a slow mean ``mu``, observed with noise and filtered after Kalman (1960):
     K = V / (V + R);  m' = m + K (y - m);  V' = (1 - K) V
 
 On recorded mobile uplinks the correlation of the log rate falls to about one half after ten
-seconds: an old sample says little, so ``tau`` is 6 s and not a minute.
+seconds: an old sample says little, so ``tau`` is 6 s and not a minute. Three things are
+added, because mobile links are no single Gaussian process:
+
+* the spread ``s2`` around the slow mean is learned, from deviations cut at 2.5 sigma;
+* the state may also have been drawn anew (a hand-over): ``fresh_share``;
+* links go away and come back (millimeter waves behind a bus, Wi-Fi at the door). A sample
+  far below the long run is no rate but an outage; it sets the probability of being in one,
+  which relaxes to the share of outages seen, within seconds.
 
 Samples come from the receiver only (``Server-Timing: recv`` and the size of the body): a
 local send returns long before its bytes have left the device.
@@ -45,6 +52,12 @@ _MIN_BODY_BYTES = 4096  # smaller bodies leave in one burst and measure nothing
 _MIN_LOG_RATE = math.log(100.0)
 _MAX_LOG_RATE = math.log(1.25e9)
 _MEAN_STEP = 0.1
+_VARIANCE_STEP = 0.1
+_MIN_LONG_RUN_VARIANCE = 0.04
+_FAR = 2.5
+"""Deviations, and natural logarithms, below the long-run mean at which a sample is an outage."""
+_OUTAGE_STEP = 0.1
+_OUTAGE_SURE = 0.98
 _MIN_Z = -8.0  # beyond, the truncated tail is numerically empty
 
 
@@ -53,6 +66,12 @@ class LinkEstimate(msgspec.Struct, frozen=True, kw_only=True):
 
     log_rate_mean: float
     log_rate_deviation: float
+    fresh_share: float = 0.0
+    """P(the link has changed its state since the last sample), as by a hand-over."""
+    long_run_mean: float = 0.0
+    long_run_deviation: float = 1.0
+    outage: float = 0.0
+    """P(nothing passes); the rest describes the link when something does."""
 
     @property
     def median_rate(self) -> float:
@@ -70,7 +89,12 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     updated_s: float | None = None
     samples: int = 0
     tau_s: float = 6.0
-    noise_variance: float = 0.02
+    jump_tau_s: float = 10.0
+    outage_tau_s: float = 4.0
+    outage: float = 0.0
+    """P(in an outage) at ``updated_s``."""
+    outage_share: float = 0.02
+    noise_variance: float = 0.1
 
     @classmethod
     def prior(cls, link_type: str = "unknown", *, tau_s: float = 6.0) -> LinkEstimator:
@@ -89,7 +113,54 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def at(self, now_s: float) -> LinkEstimate:
         """The belief at ``now_s``."""
         mean, variance = self._aged(now_s)
-        return LinkEstimate(log_rate_mean=mean, log_rate_deviation=math.sqrt(variance))
+        kept = 0.0
+        if self.updated_s is not None:
+            kept = math.exp(-max(0.0, now_s - self.updated_s) / self.jump_tau_s)
+        return LinkEstimate(
+            log_rate_mean=mean,
+            log_rate_deviation=math.sqrt(variance + self.noise_variance),
+            fresh_share=1.0 - kept,
+            long_run_mean=self.long_run_mean,
+            long_run_deviation=math.sqrt(self.long_run_variance + self.noise_variance),
+            outage=self._outage_at(now_s),
+        )
+
+    def _outage_at(self, now_s: float) -> float:
+        if self.updated_s is None:
+            return self.outage
+        keep = math.exp(-max(0.0, now_s - self.updated_s) / self.outage_tau_s)
+        return self.outage_share + (self.outage - self.outage_share) * keep
+
+    def _far_below(self, log_rate: float) -> bool:
+        gap = _FAR * max(1.0, math.sqrt(self.long_run_variance))
+        return log_rate < self.long_run_mean - gap
+
+    def _gone(self, now_s: float) -> LinkEstimator:
+        """Nothing passed: an outage, or a link that is no longer what it was."""
+        mean, variance = self._aged(now_s)
+        return msgspec.structs.replace(
+            self,
+            mean=mean,
+            variance=variance,
+            long_run_mean=self.long_run_mean - _MEAN_STEP * math.sqrt(self.long_run_variance),
+            outage=_OUTAGE_SURE,
+            outage_share=self.outage_share + _OUTAGE_STEP * (1.0 - self.outage_share),
+            updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
+            samples=self.samples + 1,
+        )
+
+    def observe_alive(self, now_s: float) -> LinkEstimator:
+        """Something small passed: no rate, but no outage either."""
+        if self._outage_at(now_s) <= self.outage_share:
+            return self
+        mean, variance = self._aged(now_s)
+        return msgspec.structs.replace(
+            self,
+            mean=mean,
+            variance=variance,
+            outage=0.5 * self.outage_share,
+            updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
+        )
 
     def _aged(self, now_s: float) -> tuple[float, float]:
         if self.updated_s is None:
@@ -102,13 +173,23 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def observe(self, rate: float, now_s: float) -> LinkEstimator:
         """One sample of the rate in bytes per second."""
         sample = min(max(math.log(max(rate, 1.0)), _MIN_LOG_RATE), _MAX_LOG_RATE)
+        if self._far_below(sample):
+            return self._gone(now_s)
         mean, variance = self._aged(now_s)
         gain = variance / (variance + self.noise_variance)
+        most = _FAR * math.sqrt(self.long_run_variance)
+        away = min(max(sample - self.long_run_mean, -most), most)
+        long_run_variance = self.long_run_variance + _VARIANCE_STEP * (
+            away * away - self.long_run_variance
+        )
         return msgspec.structs.replace(
             self,
             mean=mean + gain * (sample - mean),
             variance=(1.0 - gain) * variance,
-            long_run_mean=self.long_run_mean + _MEAN_STEP * (sample - self.long_run_mean),
+            long_run_mean=self.long_run_mean + _MEAN_STEP * away,
+            long_run_variance=max(long_run_variance, _MIN_LONG_RUN_VARIANCE),
+            outage=0.0,
+            outage_share=(1.0 - _OUTAGE_STEP) * self.outage_share,
             updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
             samples=self.samples + 1,
         )
@@ -122,9 +203,11 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         """
         if rate <= 0 or not math.isfinite(rate):
             return self
+        bound = max(math.log(rate), _MIN_LOG_RATE)
+        if self._far_below(bound):
+            return self._gone(now_s)
         mean, variance = self._aged(now_s)
         deviation = math.sqrt(variance)
-        bound = max(math.log(rate), _MIN_LOG_RATE)
         a = max((bound - mean) / max(deviation, 1e-9), _MIN_Z)
         hazard = math.exp(-a * a / 2) / (
             math.sqrt(2 * math.pi) * 0.5 * math.erfc(-a / math.sqrt(2))
@@ -133,6 +216,28 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
             self,
             mean=max(mean - deviation * hazard, _MIN_LOG_RATE),
             variance=variance * min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0),
+            updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
+        )
+
+    def observe_at_least(self, rate: float, now_s: float) -> LinkEstimator:
+        """TCP's window, not the link, was the limit: the rate was above ``rate``.
+
+        The mirror of ``observe_at_most``: with ``h = phi(a) / (1 - Phi(a))``,
+        m' = m + sigma h and V' = V (1 + a h - h^2).
+        """
+        if rate <= 0 or not math.isfinite(rate):
+            return self
+        mean, variance = self._aged(now_s)
+        deviation = math.sqrt(variance)
+        bound = min(math.log(rate), _MAX_LOG_RATE)
+        a = min((bound - mean) / max(deviation, 1e-9), -_MIN_Z)
+        hazard = math.exp(-a * a / 2) / (
+            math.sqrt(2 * math.pi) * 0.5 * math.erfc(a / math.sqrt(2))
+        )
+        return msgspec.structs.replace(
+            self,
+            mean=min(mean + deviation * hazard, _MAX_LOG_RATE),
+            variance=variance * min(max(1.0 + a * hazard - hazard * hazard, 0.0), 1.0),
             updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
         )
 

@@ -23,6 +23,9 @@ _ALPHA = 1 / 8
 _BETA = 1 / 4
 _GRANULARITY_MS = 1.0
 _MIN_RTO_MS = 1000.0
+_RECENT = 16
+_NODE_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_PRIOR_SPREAD = (0.6, 0.8, 1.0, 1.35, 2.2)
 
 
 class RttEstimator(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,22 +34,42 @@ class RttEstimator(msgspec.Struct, frozen=True, kw_only=True):
     srtt_ms: float
     rttvar_ms: float
     samples: int = 0
+    recent_ms: tuple[float, ...] = ()
+    """The last 16 samples, oldest first."""
+    nodes_ms: tuple[float, ...] = ()
+    """Five equally likely round trips: RFC 6298's two moments do for a timer, but round trips
+    of moving devices have tails that no normal has."""
 
     @classmethod
     def prior(cls, link_type: str = "unknown") -> RttEstimator:
         """What to believe before the first sample."""
         rtt_ms = RTT_PRIORS_MS.get(link_type, RTT_PRIORS_MS["unknown"])
-        return cls(srtt_ms=rtt_ms, rttvar_ms=rtt_ms / 2)
+        spread = tuple(rtt_ms * factor for factor in _PRIOR_SPREAD)
+        return cls(srtt_ms=rtt_ms, rttvar_ms=rtt_ms / 2, recent_ms=spread, nodes_ms=spread)
 
     def observe(self, rtt_ms: float) -> RttEstimator:
         """One sample. The first sets SRTT = R, RTTVAR = R/2 (RFC 6298 section 2.2)."""
         if not math.isfinite(rtt_ms) or rtt_ms < 0:
             return self
+        recent = (*self.recent_ms[1 - _RECENT :], rtt_ms)
+        nodes = _nodes(recent)
         if self.samples == 0:
-            return RttEstimator(srtt_ms=rtt_ms, rttvar_ms=rtt_ms / 2, samples=1)
+            return RttEstimator(
+                srtt_ms=rtt_ms,
+                rttvar_ms=rtt_ms / 2,
+                samples=1,
+                recent_ms=recent,
+                nodes_ms=nodes,
+            )
         rttvar_ms = (1 - _BETA) * self.rttvar_ms + _BETA * abs(self.srtt_ms - rtt_ms)
         srtt_ms = (1 - _ALPHA) * self.srtt_ms + _ALPHA * rtt_ms
-        return RttEstimator(srtt_ms=srtt_ms, rttvar_ms=rttvar_ms, samples=self.samples + 1)
+        return RttEstimator(
+            srtt_ms=srtt_ms,
+            rttvar_ms=rttvar_ms,
+            samples=self.samples + 1,
+            recent_ms=recent,
+            nodes_ms=nodes,
+        )
 
     @property
     def deviation_ms(self) -> float:
@@ -57,3 +80,10 @@ class RttEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def rto_ms(self) -> float:
         """Retransmission timeout; TCP forgets its window after this much idle (RFC 5681)."""
         return max(_MIN_RTO_MS, self.srtt_ms + max(_GRANULARITY_MS, 4 * self.rttvar_ms))
+
+
+def _nodes(recent_ms: tuple[float, ...]) -> tuple[float, ...]:
+    """Quantiles of the recent samples; the last four count three times, the last one seven."""
+    ordered = sorted((*recent_ms, *recent_ms[-4:], *recent_ms[-4:], *((recent_ms[-1],) * 4)))
+    last = len(ordered) - 1
+    return tuple(ordered[round(q * last)] for q in _NODE_QUANTILES)

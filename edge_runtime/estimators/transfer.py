@@ -17,14 +17,19 @@ import math
 from collections.abc import Iterator
 
 __all__ = [
+    "CONNECTION_KEPT_S",
     "INITIAL_WINDOW_BYTES",
     "required_rate",
     "upload_ms",
+    "window_limited",
     "wire_bytes",
 ]
 
 INITIAL_WINDOW_BYTES = 10 * 1460
 """Ten segments of 1460 bytes: RFC 6928."""
+
+CONNECTION_KEPT_S = 15.0
+"""Silence after which HTTP clients and servers commonly close a connection."""
 
 _HEADER_BYTES = 700
 _OVERHEAD = 1.04
@@ -68,3 +73,17 @@ def required_rate(
             return math.inf
         needed = max(needed, 1000.0 * left / time_ms)
     return needed
+
+
+def window_limited(
+    acknowledged_bytes: float, window_bytes: float = INITIAL_WINDOW_BYTES
+) -> bool:
+    """Whether TCP waits at the end of a round: all it was allowed to send has arrived.
+
+    Then the time since says nothing of the link but that it is fast enough.
+    """
+    left, step = acknowledged_bytes, window_bytes
+    while left > 1.02 * step:
+        left -= step
+        step *= 2
+    return left >= 0.98 * step

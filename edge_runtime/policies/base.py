@@ -13,11 +13,15 @@ from typing import Literal, Protocol, runtime_checkable
 import msgspec
 
 from edge_runtime.conditions import Conditions
+from edge_runtime.estimators.arrivals import ArrivalEstimator
+from edge_runtime.estimators.baselines import BaselineMemory
+from edge_runtime.estimators.energy import RadioPower
 from edge_runtime.estimators.transfer import INITIAL_WINDOW_BYTES
 
 __all__ = [
     "Action",
     "BreakerState",
+    "Budgets",
     "CloudOutlook",
     "Decision",
     "InferenceMode",
@@ -26,7 +30,7 @@ __all__ = [
     "Policy",
     "Prices",
     "Situation",
-    "cloud_obstacle",
+    "UploadProgress",
 ]
 
 BreakerState = Literal["CLOSED", "OPEN", "HALF_OPEN"]
@@ -69,6 +73,12 @@ class LocalOutlook(msgspec.Struct, frozen=True, kw_only=True):
     p50_ms: float
     p95_ms: float
     queue_wait_ms: float = 0.0
+    """Expected time until a run submitted now would start."""
+    left_ms: float | None = None
+    """Expected time until this request's own run ends; None: it was not submitted, or has
+    ended."""
+    watts: float = 2.0
+    """Of the device while the local model runs."""
 
 
 class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,6 +99,19 @@ class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
     in_flight_bytes: int = 0
     """Other uploads of this runtime that share the link now."""
     samples: int = 0
+    promotion_ms: float = 0.0
+    """Until a sleeping radio carries data; 0: it is awake."""
+    rtt_nodes_ms: tuple[float, ...] = ()
+    """Equally likely round trips; empty: normal around ``rtt_ms``."""
+    outage: float = 0.0
+    """P(nothing passes just now)."""
+    fresh_share: float = 0.0
+    """P(the rate is a fresh draw of the long run), as after a hand-over or an outage."""
+    long_run_mean: float = 0.0
+    long_run_deviation: float = 1.0
+    intercept: float = 0.0
+    """Of the recalibration: logit p is taken as ``intercept + slope * logit p``."""
+    slope: float = 1.0
 
 
 class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,29 +124,69 @@ class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):
     breaker: BreakerState = "CLOSED"
     obstacle: str | None = None
     """Code of the error that stands in the way for now (``unauthorized``, ...)."""
+    tail_ms: float = 0.0
+    """Mean of an exponential part of queue and model on top of the two above."""
+
+
+class UploadProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """This request's own upload, under way or answered."""
+
+    elapsed_ms: float
+    """Since it was submitted."""
+    wire_bytes: float
+    acknowledged_bytes: float = 0.0
+    """Of the body, as the receiver reported."""
+    sending: bool = True
+    """False: it still waits for the radio, the connection or an earlier upload."""
+    answered: bool = False
+    """The cloud's answer is there and held."""
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
     """What an upload costs, in expected right answers (1.0: one answer that is right).
 
-    The defaults: 20 MB must bring one more right answer, 2 MB when metered; a second of
-    predicted waiting 0.03; the fixed part stands for the energy of waking the radio (about
-    2 J at 0.002 a joule).
+    The defaults: 20 MB must bring one more right answer, 2 MB when metered; so must 500 J,
+    and 50 s of predicted waiting.
     """
 
-    per_request: float = 0.004
+    per_request: float = 0.0
     per_megabyte: float = 0.05
     per_metered_megabyte: float = 0.5
-    per_second: float = 0.03
+    per_joule: float = 0.002
+    per_second: float = 0.02
 
-    def upload(self, size_bytes: int, wait_ms: float, *, metered: bool) -> float:
+    def upload(
+        self, size_bytes: float, wait_ms: float, *, metered: bool, joules: float = 0.0
+    ) -> float:
         """Price of uploading ``size_bytes`` and of the time until the cloud answers.
 
         A megabyte is 10^6 bytes; ``wait_ms`` is the prediction at the median rate, not cut
         at the deadline, so that more time never makes an upload dearer.
         """
         rate = self.per_metered_megabyte if metered else self.per_megabyte
-        return self.per_request + rate * size_bytes / 1e6 + self.per_second * wait_ms / 1e3
+        return (
+            self.per_request
+            + rate * size_bytes / 1e6
+            + self.per_joule * joules
+            + self.per_second * wait_ms / 1e3
+        )
+
+
+class Budgets(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits that no gain outweighs; None: there is none."""
+
+    metered_bytes_left: float | None = None
+    """Of the user's allowance while ``Conditions.metered``."""
+    saver_bytes_left: float | None = None
+    """While ``Conditions.data_saver``."""
+    min_battery_percent: float | None = None
+    """Below it, and not charging, nothing is uploaded."""
+    max_thermal: Literal["fair", "serious", "critical"] | None = None
+    """Hotter than this, nothing is uploaded (the radio heats too)."""
+    max_price_microusd: float | None = None
+    """Per request."""
+    min_confidence: float | None = None
+    """A local answer below it is asked of the cloud whatever the price, budgets kept."""
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +211,17 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     private: bool = False
     conditions: Conditions = Conditions()
     prices: Prices = Prices()
+    budgets: Budgets = Budgets()
+    upload: UploadProgress | None = None
+    """None: nothing of this request was submitted."""
+    cloud_price_microusd: float | None = None
+    """What the broker charges for one answer, if it says so."""
+    radio: RadioPower | None = None
+    """None: the table's entry for ``conditions.link_type``."""
+    arrivals: ArrivalEstimator | None = None
+    """The rhythm of this app's requests so far; None: not known."""
+    memory: BaselineMemory | None = None
+    """What the policies of the literature have learned."""
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +244,22 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """CLOUD_FIRST: when to start the local model, in milliseconds from now."""
     warm_up: bool = False
     """Open a connection now, so that later requests find it warm."""
+    cloud_start_ms: float = 0.0
+    """HEDGED: when to upload, in milliseconds from now (gRPC's ``hedging_delay``)."""
+    ask_again: bool = False
+    """HEDGED, CLOUD_FIRST: ask again, with ``confidence`` and ``upload``, when the local
+    answer comes. LOCAL then cancels the upload and gives the local answer."""
+    review_ms: float | None = None
+    """Ask again after so long, should the upload still be under way. LOCAL then cancels it."""
+    await_local: bool = False
+    """A cloud answer that comes first is held until the local one is there, or time is up;
+    the policy is asked again then. Only with ``ask_again``."""
+    local_expires: bool = False
+    """Do not start the local run once it can no longer end in time."""
+    price_bytes: float = 0.0
+    price_energy: float = 0.0
+    price_time: float = 0.0
+    """Parts of ``price``."""
 
 
 @runtime_checkable
@@ -194,16 +284,3 @@ class Policy(Protocol):
 
     def decide(self, situation: Situation) -> Decision:
         """Where to run. Asked again with ``confidence`` set after ``Action.CASCADE``."""
-
-
-def cloud_obstacle(situation: Situation) -> str | None:
-    """The reason code for which the cloud cannot be asked at all; None: it can."""
-    if situation.private:
-        return "private"
-    if situation.cloud is None or situation.link is None:
-        return "no_broker"
-    if situation.conditions.link_type == "none":
-        return "offline"
-    if situation.cloud.breaker != "CLOSED":
-        return "circuit_open"
-    return situation.cloud.obstacle

@@ -1,10 +1,10 @@
 """When would a cloud answer arrive: a distribution, not a point.
 
-    T = setup RTT + T_upload(r, RTT) + T_queue + T_model + RTT + T_answer
+    T = promotion + setup RTT + T_upload(r, RTT) + T_queue + T_model + RTT + T_answer
 
-with a log-normal rate ``r`` and three weighted nodes for the RTT. ``T <= t`` holds exactly
-when the rate is at least ``required_rate``, so for each node the probability is one normal
-CDF: Phi((m - ln r*) / sigma).
+with a log-normal rate ``r``, weighted nodes for the RTT and for the broker's tail. ``T <= t``
+holds exactly when the rate is at least ``required_rate``, so for each pair of nodes the
+probability is one normal CDF: Phi((m - ln r*) / sigma).
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import math
 import msgspec
 
 from edge_runtime.estimators.transfer import required_rate, upload_ms, wire_bytes
-from edge_runtime.policies.base import CloudOutlook, LinkOutlook
+from edge_runtime.policies.base import CloudOutlook, LinkOutlook, UploadProgress
 
-__all__ = ["Forecast", "forecast"]
+__all__ = ["Forecast", "forecast", "setup_ms"]
 
 _RTT_NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 """Gauss-Hermite quadrature of a normal with three nodes: (deviations, weight)."""
+_TAIL_NODES = ((0.5858, 0.8536), (3.4142, 0.1464))
+"""Gauss-Laguerre quadrature of an exponential with two nodes: (means, weight)."""
+_NO_TAIL = ((0.0, 1.0),)
 _MIN_DEVIATION = 0.05
+_SQRT_2 = math.sqrt(2.0)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +35,11 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     cloud_ms: float
 
 
+def setup_ms(link: LinkOutlook) -> float:
+    """Before the first byte of a body can leave."""
+    return link.promotion_ms + link.setup_round_trips * link.rtt_ms
+
+
 def forecast(
     link: LinkOutlook,
     cloud: CloudOutlook,
@@ -38,23 +47,61 @@ def forecast(
     time_left_ms: float,
     *,
     warm: bool = False,
+    progress: UploadProgress | None = None,
 ) -> Forecast:
-    """Predict one upload that starts now; ``warm``: as if the connection were open."""
+    """Predict one upload that starts now, or goes on.
+
+    ``warm``: as if radio and connection were ready. ``progress``: of an upload that is under
+    way; what is acknowledged left a round trip ago, so no further one is added.
+    """
     size_bytes = wire_bytes(upload_bytes) + link.in_flight_bytes
     round_trips = 1 if warm else 1 + link.setup_round_trips
+    wait_ms = 0.0 if warm else link.promotion_ms
+    window_bytes = link.window_bytes
+    if progress is not None and progress.sending:
+        size_bytes = max(progress.wire_bytes - progress.acknowledged_bytes, 1.0)
+        window_bytes += progress.acknowledged_bytes
+        round_trips, wait_ms = 0, 0.0
     server_ms = cloud.queue_ms + cloud.inference_ms + cloud.answer_ms
     deviation = max(link.log_rate_deviation, _MIN_DEVIATION)
+    fresh = link.fresh_share if progress is None else 0.0
+    long_run_deviation = max(link.long_run_deviation, _MIN_DEVIATION)
     p_in_time = 0.0
-    for deviations, weight in _RTT_NODES:
-        rtt_ms = max(link.rtt_ms + deviations * link.rtt_deviation_ms, link.rtt_ms / 4)
-        budget_ms = time_left_ms - server_ms - round_trips * rtt_ms
-        needed = required_rate(size_bytes, budget_ms, rtt_ms, link.window_bytes)
-        if needed < math.inf:
-            z = (link.log_rate_mean - math.log(needed)) / deviation
-            p_in_time += weight * 0.5 * math.erfc(-z / math.sqrt(2.0))
-    median_ms = upload_ms(size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, link.window_bytes)
+    for rtt_ms, rtt_weight in _rtt_nodes(link):
+        for means, weight in _TAIL_NODES if cloud.tail_ms > 0 else _NO_TAIL:
+            late_ms = server_ms + means * cloud.tail_ms + round_trips * rtt_ms + wait_ms
+            needed = required_rate(size_bytes, time_left_ms - late_ms, rtt_ms, window_bytes)
+            if needed < math.inf:
+                log_needed = math.log(needed)
+                z = (link.log_rate_mean - log_needed) / deviation
+                p = 0.5 * math.erfc(-z / _SQRT_2)
+                if fresh > 0.0:
+                    z = (link.long_run_mean - log_needed) / long_run_deviation
+                    p += fresh * (0.5 * math.erfc(-z / _SQRT_2) - p)
+                p_in_time += rtt_weight * weight * p
+    p_in_time = _recalibrated(min(p_in_time, 1.0) * (1.0 - link.outage), link)
+    median_ms = upload_ms(size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, window_bytes)
     return Forecast(
-        p_in_time=min(p_in_time, 1.0),
+        p_in_time=p_in_time,
         upload_ms=median_ms,
-        cloud_ms=round_trips * link.rtt_ms + median_ms + server_ms,
+        cloud_ms=wait_ms + round_trips * link.rtt_ms + median_ms + server_ms + cloud.tail_ms,
     )
+
+
+def _rtt_nodes(link: LinkOutlook) -> tuple[tuple[float, float], ...]:
+    nodes = link.rtt_nodes_ms
+    if nodes:
+        weight = 1.0 / len(nodes)
+        return tuple((rtt_ms, weight) for rtt_ms in nodes)
+    floor_ms = link.rtt_ms / 4
+    return tuple(
+        (max(link.rtt_ms + deviations * link.rtt_deviation_ms, floor_ms), weight)
+        for deviations, weight in _RTT_NODES
+    )
+
+
+def _recalibrated(p: float, link: LinkOutlook) -> float:
+    if (link.intercept == 0.0 and link.slope == 1.0) or not 0.0 < p < 1.0:
+        return p
+    z = link.intercept + link.slope * math.log(p / (1.0 - p))
+    return 1.0 / (1.0 + math.exp(-min(max(z, -50.0), 50.0)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from edge_runtime.policies.base import Action, Decision, InferenceMode, Situation, cloud_obstacle
+from edge_runtime.policies.base import Action, Decision, InferenceMode, Situation
+from edge_runtime.policies.constraints import cloud_obstacle
 from edge_runtime.policies.forecast import forecast
 
 __all__ = ["OnlyInCloud", "OnlyOnDevice", "PreferInCloud", "PreferOnDevice"]

@@ -1,0 +1,388 @@
+"""ExpectedUtility: hold a local answer, and ask the cloud when that is worth its price.
+
+With local confidence ``c``, time left ``t`` and a price for bytes, joules and waiting, an
+upload is worth
+
+    g(c) P(T_cloud <= t) - price,     g(c) = P(cloud right | c) - c
+
+The local answer is held meanwhile, so a wrong guess costs bytes and never the answer. The
+same rule is asked at every turn of a request: before anything ran (expectations over ``c``),
+when the local answer is there, and while an upload is under way (what is already sent is
+spent: only the rest has a price). A cold path is priced as it is, and opened for later
+requests where that pays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+import msgspec
+
+from edge_runtime.estimators.energy import RadioPower, radio_power
+from edge_runtime.estimators.transfer import CONNECTION_KEPT_S, wire_bytes
+from edge_runtime.policies.base import (
+    Action,
+    CloudOutlook,
+    Decision,
+    LinkOutlook,
+    LocalOutlook,
+    Prices,
+    Situation,
+)
+from edge_runtime.policies.constraints import cloud_obstacle, may_warm_up, must_ask
+from edge_runtime.policies.forecast import Forecast, forecast, setup_ms
+from edge_runtime.policies.gain import CONFIDENCE_NODES, GainPrior
+
+__all__ = ["MODE_PRICES", "ExpectedUtility", "UtilityMode"]
+
+UtilityMode = Literal["accuracy", "balanced", "saver"]
+
+MODE_PRICES: Final[dict[str, Prices | None]] = {
+    "accuracy": Prices(
+        per_megabyte=0.002, per_metered_megabyte=0.05, per_joule=0.0001, per_second=0.001
+    ),
+    "balanced": None,
+    "saver": Prices(per_megabyte=0.5, per_metered_megabyte=2.0, per_joule=0.01, per_second=0.03),
+}
+"""None: the runtime's own (``EdgeRuntime(prices=...)``)."""
+
+_UNKNOWN_RADIO_JOULES = 2.0
+"""What an upload costs where nothing is known of the radio."""
+_REVIEW_SHARE = 0.8
+_WASTE = 4.0
+_PING_BYTES = 700.0
+_HANDSHAKE_BYTES = 3800.0
+_MIN_REVIEW_MS = 15.0
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Parts of a price, in right answers."""
+
+    bytes_: float
+    energy: float
+    time: float
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self.bytes_ + self.energy + self.time
+
+
+class ExpectedUtility:
+    """Args: ``mode`` names the prices; ``gain`` the pair of models; ``prices`` overrides."""
+
+    uses_local = True
+    uses_cloud = True
+    prewarms = True
+
+    def __init__(
+        self,
+        mode: UtilityMode = "balanced",
+        gain: GainPrior | None = None,
+        prices: Prices | None = None,
+    ) -> None:
+        self.mode = mode
+        self.name = f"ExpectedUtility:{mode}"
+        self.gain = gain or GainPrior()
+        self.prices = prices or MODE_PRICES[mode]
+        self._signed = tuple(self.gain.signed(c) for c in CONFIDENCE_NODES)
+
+    def decide(self, situation: Situation) -> Decision:
+        """What to do now; see the module for when it is asked."""
+        local, link, cloud = situation.local, situation.link, situation.cloud
+        upload = situation.upload
+        if local is None:
+            return Decision(action=Action.CLOUD_ONLY, reason="no_local_model")
+        if upload is not None and upload.answered:
+            return self._choose_answer(situation)
+        obstacle = cloud_obstacle(situation)
+        if obstacle is not None or link is None or cloud is None:
+            return Decision(
+                action=Action.LOCAL,
+                reason=obstacle or "no_broker",
+                predicted_local_ms=local.queue_wait_ms + local.p50_ms,
+                local_expires=True,
+            )
+        turn = _Turn(self, situation, local, link, cloud)
+        if upload is not None:
+            return turn.go_on()
+        if not situation.scored:
+            return turn.by_prior()
+        if situation.confidence is None:
+            return turn.begin()
+        return turn.after_local(situation.confidence)
+
+    def _choose_answer(self, situation: Situation) -> Decision:
+        """Both answers are there: the better one."""
+        confidence = situation.confidence
+        keep = confidence is not None and self.gain.signed(confidence) < 0.0
+        if keep:
+            return Decision(action=Action.LOCAL, reason="confident")
+        return Decision(action=Action.CASCADE, reason="cloud_better")
+
+
+class _Turn:
+    """One question, with what every answer to it needs."""
+
+    def __init__(
+        self,
+        policy: ExpectedUtility,
+        situation: Situation,
+        local: LocalOutlook,
+        link: LinkOutlook,
+        cloud: CloudOutlook,
+    ) -> None:
+        self.policy = policy
+        self.situation = situation
+        self.local = local
+        self.link = link
+        self.cloud = cloud
+        self.prices = policy.prices or situation.prices
+        self.radio = _radio(situation)
+        self.left_ms = situation.time_left_ms
+        self.size = wire_bytes(situation.upload_bytes)
+
+    # Prices -------------------------------------------------------------------------
+
+    def _cost(self, size_bytes: float, wait_ms: float, upload_ms: float) -> Cost:
+        prices = self.prices
+        conditions = self.situation.conditions
+        spare = conditions.metered is True or conditions.data_saver is True
+        rate = prices.per_metered_megabyte if spare else prices.per_megabyte
+        joules = _UNKNOWN_RADIO_JOULES
+        if self.radio is not None:
+            joules = _upload_joules(self.radio, self.link, size_bytes, upload_ms)
+        return Cost(
+            prices.per_request + rate * size_bytes / 1e6,
+            prices.per_joule * joules,
+            prices.per_second * wait_ms / 1e3,
+        )
+
+    def _upload_cost(self, outlook: Forecast, *, waited_ms: float = 0.0) -> Cost:
+        """Of a whole upload; ``waited_ms`` would pass without it as well."""
+        wait_ms = min(outlook.cloud_ms, max(self.left_ms, 0.0))
+        return self._cost(
+            self.situation.upload_bytes, max(0.0, wait_ms - waited_ms), outlook.upload_ms
+        )
+
+    def _forecast(self, left_ms: float, *, warm: bool = False) -> Forecast:
+        return forecast(
+            self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm
+        )
+
+    # Turns --------------------------------------------------------------------------
+
+    def begin(self) -> Decision:
+        """Nothing has run yet: the device alone, first, or both at once?"""
+        local_ms = self.local.queue_wait_ms + self.local.p50_ms
+        now = self._forecast(self.left_ms)
+        later = self._forecast(self.left_ms - local_ms)
+        signed = self.policy._signed
+        price_now = self._upload_cost(now, waited_ms=local_ms)
+        price_later = self._upload_cost(later)
+        sunk, sunk_paid = self._sunk(local_ms, price_now)
+        rest = price_now.total - sunk_paid
+        share = 1.0 / len(signed)
+        hedged = sum(max(0.0, g * now.p_in_time - rest) for g in signed) * share - sunk
+        cascade = sum(max(0.0, g * later.p_in_time - price_later.total) for g in signed) * share
+        if hedged > cascade and hedged > 0:
+            return self._decision(
+                Action.HEDGED, "hedge_pays", now, hedged + sunk, price_now, local_ms
+            )
+        if cascade > 0:
+            decision = self._decision(
+                Action.CASCADE, "ask_after_local", later, cascade, price_later, local_ms
+            )
+            return self._warm(decision, self.left_ms - local_ms) if self._cold() else decision
+        decision = self._decision(
+            Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms
+        )
+        return self._warm(decision, self.left_ms - local_ms)
+
+    def after_local(self, confidence: float) -> Decision:
+        """The local answer is held: is the cloud's worth its price?"""
+        outlook = self._forecast(self.left_ms)
+        price = self._upload_cost(outlook)
+        gain = self.policy.gain.gain(confidence)
+        expected = gain * outlook.p_in_time
+        if expected > price.total or must_ask(self.situation):
+            return self._decision(Action.CASCADE, "gain_above_price", outlook, expected, price)
+        free = self._cost(self.situation.upload_bytes, 0.0, 0.0)
+        if gain <= free.bytes_ + free.time:
+            decision = self._decision(Action.LOCAL, "confident", outlook, expected, price)
+        else:
+            decision = self._decision(Action.LOCAL, "cloud_too_late", outlook, expected, price)
+        return self._warm(decision, self.left_ms)
+
+    def by_prior(self) -> Decision:
+        """No score will come: both sides at once, or the device alone."""
+        local_ms = self.local.queue_wait_ms + self.local.p50_ms
+        now = self._forecast(self.left_ms)
+        price = self._upload_cost(now)
+        gain = self.policy.gain.gain(self.policy.gain.local_right)
+        expected = gain * now.p_in_time
+        if expected > price.total:
+            return self._decision(
+                Action.HEDGED, "prior_gain_above_price", now, expected, price, local_ms
+            )
+        free = self._cost(self.situation.upload_bytes, 0.0, 0.0)
+        if gain <= free.bytes_ + free.time:
+            return self._decision(
+                Action.LOCAL, "prior_gain_below_price", now, expected, price, local_ms
+            )
+        decision = self._decision(
+            Action.LOCAL, "cloud_too_late", now, expected, price, local_ms
+        )
+        return self._warm(decision, self.left_ms)
+
+    def go_on(self) -> Decision:
+        """An upload is under way: what is sent is spent; is the rest still worth it?"""
+        upload = self.situation.upload
+        assert upload is not None  # noqa: S101  # the caller looked
+        outlook = forecast(
+            self.link, self.cloud, self.situation.upload_bytes, self.left_ms, progress=upload
+        )
+        rest_bytes = max(0.0, upload.wire_bytes - upload.acknowledged_bytes)
+        wait_ms = min(outlook.cloud_ms, max(self.left_ms, 0.0))
+        confidence = self.situation.confidence
+        if confidence is None:
+            left_ms = self.local.left_ms
+            wait_ms = max(0.0, wait_ms - (left_ms or 0.0))
+            gains = self.policy._signed
+        else:
+            gains = (self.policy.gain.signed(confidence),)
+        price = self._cost(rest_bytes, wait_ms, 0.0)
+        price = msgspec.structs.replace(price, energy=0.0)
+        expected = sum(max(0.0, g) for g in gains) / len(gains) * outlook.p_in_time
+        if expected > price.total or (must_ask(self.situation) and outlook.p_in_time > 0.0):
+            return self._decision(Action.HEDGED, "gain_above_price", outlook, expected, price)
+        reason = "confident" if max(gains) <= 0.0 else "cloud_too_late"
+        return self._decision(Action.LOCAL, reason, outlook, expected, price)
+
+    # Parts --------------------------------------------------------------------------
+
+    def _sunk(self, until_ms: float, price: Cost) -> tuple[float, float]:
+        """Of an upload begun now, the price that is spent when the local answer comes."""
+        sending_ms = until_ms - setup_ms(self.link)
+        if sending_ms <= 0:
+            return price.energy, price.energy
+        rtt_ms = max(self.link.rtt_ms, 1.0)
+        rounds = int(sending_ms / rtt_ms) + 1
+        by_window = self.link.window_bytes * (2.0 ** min(rounds, 20) - 1.0)
+        by_rate = 2.718281828 ** min(self.link.log_rate_mean, 25.0) * sending_ms / 1e3
+        share = min(1.0, min(by_window, by_rate) / self.size)
+        return price.energy + _WASTE * price.bytes_ * share, price.energy + price.bytes_ * share
+
+    def _cold(self) -> bool:
+        return self.link.promotion_ms > 0 or self.link.setup_round_trips > 0
+
+    def _warm(self, decision: Decision, left_ms: float) -> Decision:
+        """Keep the path warm for the next request, if it is near and that would pay.
+
+        A request after the radio's tail, or after the connection was closed, finds a cold
+        path. A small one now moves both limits; it gains what the next request's upload is
+        worth more, times the probability that it comes in between. The tail burns until it
+        comes.
+        """
+        arrivals = self.situation.arrivals
+        if arrivals is None:
+            return self._warm_if_cold(decision, left_ms)
+        if not may_warm_up(self.situation) or self.link.in_flight_bytes > 0:
+            return decision
+        link, prices, radio = self.link, self.prices, self.radio
+        tail_s = 0.0 if radio is None else radio.tail_s
+        silence_s = math.inf if link.idle_ms is None else link.idle_ms / 1e3
+        awake_s = max(0.0, tail_s - silence_s)
+        open_s = 0.0
+        if link.setup_round_trips == 0:
+            open_s = max(0.0, CONNECTION_KEPT_S - silence_s)
+        by_radio = arrivals.within(tail_s) - arrivals.within(awake_s)
+        by_connection = arrivals.within(CONNECTION_KEPT_S) - arrivals.within(open_s)
+        if by_radio + by_connection <= 0.0:
+            return decision
+        ready = msgspec.structs.replace(link, promotion_ms=0.0, setup_round_trips=0)
+        asleep = ready
+        if radio is not None:
+            asleep = msgspec.structs.replace(ready, promotion_ms=1e3 * radio.promotion_s)
+        closed = msgspec.structs.replace(asleep, setup_round_trips=2)
+        warm, cool, cold = (self._worth(path, left_ms) for path in (ready, asleep, closed))
+        gain = by_radio * (warm - cool) + by_connection * (cool - cold)
+        size_bytes = _PING_BYTES + (_HANDSHAKE_BYTES if link.setup_round_trips else 0.0)
+        joules = _UNKNOWN_RADIO_JOULES
+        if radio is not None:
+            burning_s = arrivals.expected_within(tail_s) - arrivals.expected_within(awake_s)
+            joules = radio.tail_joules(burning_s)
+            if awake_s <= 0.0:
+                joules += radio.promotion_joules()
+        if gain <= prices.per_megabyte * size_bytes / 1e6 + prices.per_joule * joules:
+            return decision
+        reason = decision.reason
+        if decision.action is Action.LOCAL and reason == "cloud_too_late" and self._cold():
+            reason = "connection_cold"
+        return msgspec.structs.replace(decision, reason=reason, warm_up=True)
+
+    def _worth(self, link: LinkOutlook, left_ms: float) -> float:
+        """Expected gain of an upload like this one, bytes paid, on such a path."""
+        p = forecast(link, self.cloud, self.situation.upload_bytes, left_ms).p_in_time
+        price = self.prices.per_megabyte * self.situation.upload_bytes / 1e6
+        signed = self.policy._signed
+        return sum(max(0.0, g * p - price) for g in signed) / len(signed)
+
+    def _warm_if_cold(self, decision: Decision, left_ms: float) -> Decision:
+        """Without a rhythm to go by: open a cold connection if a warm one would pay."""
+        if not self._cold() or not may_warm_up(self.situation):
+            return decision
+        ready = msgspec.structs.replace(self.link, promotion_ms=0.0, setup_round_trips=0)
+        if self._worth(ready, left_ms) <= self._worth(self.link, left_ms):
+            return decision
+        reason = decision.reason
+        if decision.action is Action.LOCAL and reason == "cloud_too_late":
+            reason = "connection_cold"
+        return msgspec.structs.replace(decision, reason=reason, warm_up=True)
+
+    def _decision(
+        self,
+        action: Action,
+        reason: str,
+        outlook: Forecast,
+        expected: float,
+        price: Cost,
+        local_ms: float | None = None,
+    ) -> Decision:
+        uploads = action is not Action.LOCAL
+        review_ms = max(_MIN_REVIEW_MS, _REVIEW_SHARE * self.left_ms) if uploads else None
+        return Decision(
+            action=action,
+            reason=reason,
+            p_cloud_in_deadline=outlook.p_in_time,
+            predicted_local_ms=local_ms,
+            predicted_cloud_ms=outlook.cloud_ms,
+            predicted_upload_ms=outlook.upload_ms,
+            expected_gain=max(0.0, expected),
+            price=price.total,
+            price_bytes=price.bytes_,
+            price_energy=price.energy,
+            price_time=price.time,
+            ask_again=uploads and self.situation.scored,
+            review_ms=review_ms,
+            local_expires=True,
+        )
+
+
+def _radio(situation: Situation) -> RadioPower | None:
+    if situation.radio is not None:
+        return situation.radio
+    link_type = situation.conditions.link_type
+    return None if link_type in ("unknown", "none") else radio_power(link_type)
+
+
+def _upload_joules(
+    radio: RadioPower, link: LinkOutlook, size_bytes: float, upload_ms: float
+) -> float:
+    """Transfer, promotion, and the part of the tail that would not burn anyway."""
+    silence_s = radio.tail_s if link.idle_ms is None else link.idle_ms / 1e3
+    joules = radio.transfer_joules(size_bytes, upload_ms / 1e3)
+    if silence_s >= radio.tail_s:
+        joules += radio.promotion_joules()
+    return joules + radio.tail_joules(min(silence_s, radio.tail_s))

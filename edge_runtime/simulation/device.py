@@ -1,0 +1,665 @@
+"""One device under one policy in one world, event by event.
+
+It does what ``EdgeRuntime`` does: builds a ``Situation`` from what it has observed, asks the
+policy, runs the local model, uploads, holds answers, cancels. It never looks at the world's
+future; only ``cloud_in_time``, which is scored and not shown to the policy, does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+import time
+from collections.abc import Callable
+
+from edge_runtime.conditions import Conditions
+from edge_runtime.contract.wire import ServerTiming
+from edge_runtime.estimators import LocalEstimator
+from edge_runtime.estimators.arrivals import ArrivalEstimator
+from edge_runtime.estimators.baselines import BaselineMemory
+from edge_runtime.estimators.energy import radio_power
+from edge_runtime.estimators.path import PathEstimator
+from edge_runtime.offload.breaker import Breaker
+from edge_runtime.policies.base import (
+    Action,
+    CloudOutlook,
+    Decision,
+    LinkOutlook,
+    LocalOutlook,
+    Policy,
+    Situation,
+    UploadProgress,
+)
+from edge_runtime.policies.learned import features
+from edge_runtime.simulation.executor import LocalWorker, thermal_state
+from edge_runtime.simulation.power import RadioMeter
+from edge_runtime.simulation.records import ACTION_CODES, Event
+from edge_runtime.simulation.transport import (
+    Ping,
+    Upload,
+    cancel,
+    crossed_bytes,
+    fresh_path,
+    plan_ping,
+    plan_upload,
+)
+from edge_runtime.simulation.world import World
+
+__all__ = ["DeviceRun", "Outcome"]
+
+_PING_TIMEOUT_S = 3.0
+_START_RATIO = 0.25  # quantile of the local latency that must fit for a run to start
+
+
+class Outcome:
+    """What became of one request."""
+
+    __slots__ = (
+        "action",
+        "answer_s",
+        "cloud_in_time",
+        "decision_s",
+        "decisions",
+        "from_cloud",
+        "offloaded",
+        "p_cloud",
+        "uploaded_bytes",
+        "wasted_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.answer_s = math.inf
+        self.from_cloud = False
+        self.offloaded = False
+        self.uploaded_bytes = 0.0
+        self.wasted_bytes = 0.0
+        self.p_cloud = math.nan
+        self.cloud_in_time = False
+        self.decision_s = 0.0
+        self.decisions = 0
+        self.action = ACTION_CODES["LOCAL"]
+
+
+class _Request:
+    """Live state of one request."""
+
+    __slots__ = (
+        "answer_by_s",
+        "arrived_s",
+        "cloud_held",
+        "cloud_over",
+        "cut",
+        "decision",
+        "done",
+        "features",
+        "held",
+        "index",
+        "local_submitted",
+        "outcome",
+        "plan",
+        "predicted_ms",
+        "seen",
+        "submitted_s",
+        "version",
+    )
+
+    def __init__(self, index: int, arrived_s: float, deadline_s: float) -> None:
+        self.index = index
+        self.arrived_s = arrived_s
+        self.answer_by_s = arrived_s + deadline_s
+        self.outcome = Outcome()
+        self.decision: Decision
+        self.done = False
+        self.held = False
+        self.local_submitted = False
+        self.plan: Upload | None = None
+        self.submitted_s = math.inf
+        self.version = 0
+        self.cut = False
+        self.cloud_over = False
+        self.cloud_held = False
+        self.features: tuple[float, ...] = ()
+        self.predicted_ms: float | None = None
+        self.seen = (0.0, 0.0)
+        """When progress was last looked at, and the bytes acknowledged by then."""
+
+
+class DeviceRun:
+    """Runs ``policy`` through ``world``. ``timeline``: also keep a list of events."""
+
+    def __init__(self, world: World, policy: Policy, *, timeline: bool = False) -> None:
+        self._world = world
+        self._policy = policy
+        self._learns = policy.__class__.__module__.endswith((".learned", ".statics"))
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self._number = 0
+        self._now = 0.0
+        self._path = fresh_path()
+        self._active: list[_Request] = []
+        self._worker = LocalWorker(world)
+        self._radio = radio_power(world.radio)
+        self.meter = RadioMeter(self._radio)
+        self._estimates = PathEstimator.prior(world.radio)
+        self._arrivals = ArrivalEstimator()
+        self._memory = BaselineMemory()
+        median_ms = world.device.local_median_ms
+        self._local = LocalEstimator.of([median_ms] * 5)
+        seeded = random.Random(world.seed)  # noqa: S311  # jitter of a breaker, no secret
+        self._breaker = Breaker(seeded.random)
+        self._requests: list[_Request] = []
+        self.events: list[Event] = []
+        self._timeline = timeline
+
+    # The clock ----------------------------------------------------------------------
+
+    def run(self) -> list[Outcome]:
+        """Every request's outcome, in order of arrival."""
+        for index, arrived_s in enumerate(self._world.arrived_s):
+            self._at(arrived_s, self._arrive, index)
+        while self._heap:
+            self._now, _, handle, arguments = heapq.heappop(self._heap)
+            handle(*arguments)
+        return [request.outcome for request in self._requests]
+
+    @property
+    def joules(self) -> float:
+        """Of local model and radio."""
+        return self._worker.joules + self.meter.joules()
+
+    def _at(self, time_s: float, handle: Callable[..., None], *arguments: object) -> None:
+        if time_s < math.inf:
+            self._number += 1
+            heapq.heappush(self._heap, (max(time_s, self._now), self._number, handle, arguments))
+
+    def _note(self, kind: str, request: int = -1, detail: str = "") -> None:
+        if self._timeline:
+            self.events.append(
+                Event(time_s=self._now, kind=kind, request=request, detail=detail)
+            )
+
+    # What the device knows ------------------------------------------------------------
+
+    def _situation(self, request: _Request, confidence: float | None) -> Situation:
+        now = self._now
+        estimates = self._estimates
+        upload = None
+        if request.plan is not None and not request.cut:
+            upload = self._progress(request)
+            if upload.sending and not upload.answered:
+                acknowledged = upload.acknowledged_bytes
+                seen_s, seen = request.seen
+                estimates = estimates.progressed(
+                    acknowledged,
+                    (now - request.plan.ready_s) * 1e3,
+                    body_bytes=self._world.body_bytes[request.index],
+                    window_bytes=request.plan.window_bytes,
+                    now_s=now,
+                    recent=(acknowledged - seen, (now - seen_s) * 1e3) if seen else None,
+                )
+                request.seen = (now, acknowledged)
+        return Situation(
+            upload_bytes=self._world.body_bytes[request.index],
+            deadline_ms=self._world.deadline_s * 1e3,
+            time_left_ms=(request.answer_by_s - now) * 1e3,
+            local=self._local_outlook(request),
+            link=self._link_outlook(request, estimates),
+            cloud=self._cloud_outlook(),
+            confidence=confidence,
+            conditions=Conditions(
+                link_type=self._world.radio,
+                thermal=thermal_state(self._worker.heat.level),
+            ),
+            upload=upload,
+            arrivals=self._arrivals,
+            memory=self._memory,
+        )
+
+    def _progress(self, request: _Request) -> UploadProgress:
+        plan = request.plan
+        assert plan is not None  # noqa: S101
+        rtt_s = self._world.round_trips.at(self._now)
+        return UploadProgress(
+            elapsed_ms=(self._now - request.submitted_s) * 1e3,
+            wire_bytes=plan.wire_bytes,
+            acknowledged_bytes=crossed_bytes(self._world, plan, self._now - rtt_s),
+            sending=self._now > plan.ready_s,
+            answered=request.cloud_held,
+        )
+
+    def _local_outlook(self, request: _Request) -> LocalOutlook:
+        worker, now = self._worker, self._now
+        p50_ms = self._local.quantile_ms(0.5)
+        wait_ms = 0.0
+        if worker.running is not None:
+            wait_ms = max(p50_ms - (now - worker.started_s) * 1e3, 0.1 * p50_ms)
+        left_ms = None
+        if worker.running == request.index:
+            left_ms = wait_ms
+        elif request.index in worker.line:
+            left_ms = wait_ms + (worker.line.index(request.index) + 1) * p50_ms
+        return LocalOutlook(
+            p50_ms=p50_ms,
+            p95_ms=self._local.quantile_ms(0.95),
+            queue_wait_ms=wait_ms + p50_ms * len(worker.line),
+            left_ms=left_ms,
+            watts=self._world.device.local_watts,
+        )
+
+    def _link_outlook(self, request: _Request, estimates: PathEstimator) -> LinkOutlook:
+        now = self._now
+        path = self._path
+        tcp = self._world.constants.tcp
+        belief = estimates.link.at(now)
+        in_flight = 0.0
+        for other in self._active:
+            plan = other.plan
+            if other is not request and plan is not None:
+                in_flight += plan.wire_bytes - crossed_bytes(self._world, plan, now)
+        busy = bool(self._active)
+        used_s = max(path.radio_until_s, -1e9)
+        open_ = busy or (now - path.connection_used_s <= tcp.connection_kept_s)
+        asleep = not busy and now > path.radio_until_s + self._radio.tail_s
+        promotion_s = self._radio.promotion_s
+        if not asleep:
+            promotion_s = max(0.0, path.radio_ready_s - now)
+        return LinkOutlook(
+            log_rate_mean=belief.log_rate_mean,
+            log_rate_deviation=belief.log_rate_deviation,
+            rtt_ms=estimates.rtt.srtt_ms,
+            rtt_deviation_ms=estimates.rtt.deviation_ms,
+            rtt_nodes_ms=estimates.rtt.nodes_ms,
+            connection_open=open_,
+            idle_ms=None if used_s <= -1e8 else max(0.0, now - used_s) * 1e3,
+            setup_round_trips=0 if open_ else tcp.handshake_round_trips,
+            window_bytes=estimates.window(now) if open_ else tcp.initial_window_bytes,
+            in_flight_bytes=int(in_flight),
+            samples=estimates.link.samples,
+            promotion_ms=promotion_s * 1e3,
+            fresh_share=belief.fresh_share,
+            outage=belief.outage,
+            long_run_mean=belief.long_run_mean,
+            long_run_deviation=belief.long_run_deviation,
+        )
+
+    def _cloud_outlook(self) -> CloudOutlook:
+        cloud = self._estimates.cloud
+        return CloudOutlook(
+            queue_ms=0.0,
+            tail_ms=cloud.recent_at(self._now),
+            inference_ms=cloud.inference_mean_ms,
+            breaker=self._breaker.state,
+        )
+
+    # Decisions ------------------------------------------------------------------------
+
+    def _decide(self, request: _Request, confidence: float | None) -> Decision:
+        situation = self._situation(request, confidence)
+        started = time.thread_time()
+        decision = self._policy.decide(situation)
+        outcome = request.outcome
+        outcome.decision_s += time.thread_time() - started
+        outcome.decisions += 1
+        if self._learns and request.plan is None:
+            request.features = features(situation)
+            request.predicted_ms = decision.predicted_cloud_ms
+            self._memory = self._memory.decided()
+        uploads_now = decision.action in (Action.HEDGED, Action.CLOUD_FIRST)
+        asked_after_local = confidence is not None
+        if (
+            request.plan is None
+            and decision.predicted_upload_ms is not None
+            and (decision.action is not Action.CASCADE or asked_after_local)
+        ):
+            outcome.p_cloud = decision.p_cloud_in_deadline
+            plan = plan_upload(self._world, self._path, self._now, request.index)
+            outcome.cloud_in_time = plan.answer_s <= request.answer_by_s
+        if request.plan is None:
+            if asked_after_local and decision.action is Action.LOCAL:
+                outcome.action = ACTION_CODES["LOCAL"]
+            elif uploads_now or not asked_after_local:
+                outcome.action = ACTION_CODES[decision.action.value]
+        if decision.warm_up:
+            self._ping()
+        if self._timeline:
+            self._note("decision", request.index, f"{decision.action.value} {decision.reason}")
+        request.decision = decision
+        return decision
+
+    def _arrive(self, index: int) -> None:
+        request = _Request(index, self._now, self._world.deadline_s)
+        self._requests.append(request)
+        self._note("arrival", index)
+        if self._policy.uses_cloud and self._breaker.probe_due(self._now):
+            self._breaker.begin_probe(self._now)
+            self._ping()
+        self._arrivals = self._arrivals.observe(self._now)
+        decision = self._decide(request, None)
+        action = decision.action
+        if action is Action.CLOUD_ONLY:
+            self._upload(request)
+            self._at(
+                self._now + self._world.constants.run.http_timeout_s, self._give_up, request
+            )
+            return
+        if action in (Action.LOCAL, Action.CASCADE, Action.HEDGED):
+            self._submit_local(request)
+        else:
+            self._at(self._now + decision.local_start_ms / 1e3, self._late_local, request)
+        if action is Action.HEDGED and decision.cloud_start_ms > 0:
+            self._at(self._now + decision.cloud_start_ms / 1e3, self._late_cloud, request)
+        elif action in (Action.HEDGED, Action.CLOUD_FIRST):
+            self._upload(request)
+        self._at(request.answer_by_s, self._deadline, request)
+
+    # The local side -------------------------------------------------------------------
+
+    def _submit_local(self, request: _Request) -> None:
+        if request.local_submitted or request.done:
+            return
+        request.local_submitted = True
+        self._worker.line.append(request.index)
+        self._next_local()
+
+    def _late_local(self, request: _Request) -> None:
+        self._submit_local(request)
+
+    def _late_cloud(self, request: _Request) -> None:
+        if not request.done:
+            self._upload(request)
+
+    def _next_local(self) -> None:
+        worker = self._worker
+        while worker.running is None and worker.line:
+            index = worker.line.pop(0)
+            request = self._requests[index]
+            if request.done:
+                continue
+            if request.decision.local_expires:
+                fastest_s = self._local.quantile_ms(_START_RATIO) / 1e3
+                if self._now + fastest_s > request.answer_by_s:
+                    self._note("local_expired", index)
+                    self._expire(request)
+                    continue
+            ends_s = worker.start(index, self._now)
+            self._note("local_start", index)
+            self._at(ends_s, self._local_ends, request, ends_s)
+
+    def _expire(self, request: _Request) -> None:
+        """No local answer will come in time; without an upload under way, none at all."""
+        if request.plan is None or request.cloud_over:
+            self._finish(request, math.inf, from_cloud=False)
+
+    def _local_ends(self, request: _Request, ends_s: float) -> None:
+        worker = self._worker
+        if worker.running != request.index or worker.ends_s != ends_s:
+            return
+        run_ms = (self._now - worker.started_s) * 1e3
+        worker.stop(self._now)
+        self._local = self._local.observe(run_ms)
+        self._note("local_end", request.index)
+        self._next_local()
+        if not request.done:
+            self._local_came(request)
+
+    def _local_came(self, request: _Request) -> None:
+        request.held = True
+        late = self._now > request.answer_by_s
+        decision = request.decision
+        if late or decision.action is Action.LOCAL:
+            self._finish(request, self._now, from_cloud=False)
+            return
+        confidence = self._world.confidence[request.index]
+        if decision.action is Action.CASCADE and request.plan is None:
+            if self._decide(request, confidence).action is Action.LOCAL:
+                self._finish(request, self._now, from_cloud=False)
+                return
+            self._upload(request)
+            return
+        if request.cloud_over:
+            self._finish(request, self._now, from_cloud=False)
+            return
+        if decision.ask_again or request.cloud_held:
+            local = self._decide(request, confidence).action is Action.LOCAL
+            if local or request.cloud_held:
+                self._finish(request, self._now, from_cloud=not local)
+
+    # The cloud side -------------------------------------------------------------------
+
+    def _upload(self, request: _Request) -> None:
+        request.submitted_s = self._now
+        request.outcome.offloaded = True
+        self._note("upload_start", request.index)
+        self._active.append(request)
+        self._plan(request)
+        self._review_later(request)
+
+    def _review_later(self, request: _Request) -> None:
+        review_ms = request.decision.review_ms
+        if review_ms is not None:
+            at_s = self._now + review_ms / 1e3
+            if at_s < request.answer_by_s:
+                self._at(at_s, self._review, request)
+
+    def _plan(self, request: _Request) -> None:
+        before = self._path
+        plan = plan_upload(self._world, before, max(self._now, request.submitted_s), request.index)
+        request.plan = plan
+        request.version += 1
+        self._path = plan.after
+        self._at(plan.answer_s, self._cloud_came, request, request.version)
+        self._at(plan.failed_s, self._cloud_failed, request, request.version)
+
+    def _bill(self, request: _Request, used_bytes: float, until_s: float) -> None:
+        plan = request.plan
+        assert plan is not None  # noqa: S101
+        if used_bytes > 0 or plan.begin_s < self._now:
+            sent_s = min(plan.up_end_s, until_s)
+            self.meter.used(
+                plan.begin_s, sent_s, until_s, used_bytes, promoted=plan.promoted
+            )
+        request.outcome.uploaded_bytes += used_bytes
+
+    def _cloud_came(self, request: _Request, version: int) -> None:
+        plan = request.plan
+        if request.version != version or request.cut or plan is None:
+            return
+        self._active.remove(request)
+        self._bill(request, plan.wire_bytes + plan.setup_bytes, self._now)
+        self._learn(request, plan)
+        self._breaker.succeed()
+        self._note("answer", request.index)
+        if request.done:
+            request.cut = True
+            request.outcome.wasted_bytes += plan.wire_bytes + plan.setup_bytes
+            return
+        if not request.held and request.decision.await_local and request.local_submitted:
+            request.cloud_held = True
+            return
+        self._finish(request, self._now, from_cloud=True)
+
+    def _learn(self, request: _Request, plan: Upload) -> None:
+        timing = ServerTiming(
+            recv_ms=(plan.up_end_s - plan.ready_s) * 1e3,
+            queue_ms=plan.queue_s * 1e3,
+            inference_ms=plan.service_s * 1e3,
+        )
+        self._estimates = self._estimates.answered(
+            self._world.body_bytes[request.index],
+            timing,
+            (self._now - plan.ready_s) * 1e3,
+            window_bytes=plan.window_bytes,
+                        now_s=self._now,
+        )
+        if self._learns:
+            self._memory = self._memory.uploaded(
+                plan.wire_bytes,
+                (self._now - request.submitted_s) * 1e3,
+                request.predicted_ms,
+                request.features,
+                in_time=self._now <= request.answer_by_s,
+            )
+
+    def _cloud_failed(self, request: _Request, version: int) -> None:
+        plan = request.plan
+        if request.version != version or request.cut or plan is None:
+            return
+        self._active.remove(request)
+        used = plan.setup_bytes + min(
+            plan.most_bytes, crossed_bytes(self._world, plan, self._now)
+        )
+        self._bill(request, used, self._now)
+        request.outcome.wasted_bytes += used
+        request.cut = True
+        request.cloud_over = True
+        self._breaker.fail(self._now)
+        self._memory = self._memory.failed()
+        self._note("upload_end", request.index, "refused")
+        if request.done:
+            return
+        if request.decision.action is Action.CLOUD_ONLY:
+            self._fall_back(request)
+        elif request.held:
+            self._finish(request, self._now, from_cloud=False)
+        elif not request.local_submitted:
+            self._submit_local(request)
+
+    def _fall_back(self, request: _Request) -> None:
+        """A policy that held no local answer makes one now, late as it may be."""
+        request.decision = Decision(action=Action.LOCAL, reason="local_fallback")
+        if self._policy.uses_local:
+            self._submit_local(request)
+        else:
+            self._finish(request, math.inf, from_cloud=False)
+
+    def _give_up(self, request: _Request) -> None:
+        if request.done or request.cloud_over:
+            return
+        self._cut(request)
+        request.cloud_over = True
+        self._fall_back(request)
+
+    def _review(self, request: _Request) -> None:
+        plan = request.plan
+        if request.done or request.cut or request.cloud_over or plan is None:
+            return
+        if request.cloud_held:
+            return
+        confidence = self._world.confidence[request.index] if request.held else None
+        if self._decide(request, confidence).action is not Action.LOCAL:
+            self._review_later(request)
+            return
+        self._cut(request)
+        request.cloud_over = True
+        if request.held:
+            self._finish(request, self._now, from_cloud=False)
+        elif not request.local_submitted:
+            self._submit_local(request)
+
+    def _cut(self, request: _Request) -> None:
+        """Cancel the upload; those behind it move up."""
+        plan = request.plan
+        if plan is None or request.cut or request not in self._active:
+            return
+        place = self._active.index(request)
+        behind = self._active[place + 1 :]
+        del self._active[place:]
+        request.cut = True
+        self._path, used = cancel(self._world, plan, self._now)
+        self._note("abort", request.index)
+        self._bill(request, used, max(self._path.radio_until_s, self._now) if used else self._now)
+        request.outcome.wasted_bytes += used
+        if self._now > plan.ready_s:
+            sending_ms = (self._now - plan.ready_s) * 1e3
+            rtt_s = self._world.round_trips.at(self._now)
+            acknowledged = crossed_bytes(self._world, plan, self._now - rtt_s)
+            self._estimates = self._estimates.progressed(
+                acknowledged,
+                sending_ms,
+                body_bytes=self._world.body_bytes[request.index],
+                window_bytes=plan.window_bytes,
+                now_s=self._now,
+            )
+            free_s = self._path.link_free_s
+            rest = used - plan.setup_bytes - crossed_bytes(self._world, plan, self._now)
+            if rest > 0 and self._path.connection_used_s > self._now:
+                self._at(
+                    self._path.connection_used_s, self._drained, rest, self._now, free_s
+                )
+        if self._learns:
+            self._memory = self._memory.uploaded(
+                plan.wire_bytes,
+                (self._now - request.submitted_s) * 1e3,
+                request.predicted_ms,
+                request.features,
+                in_time=False,
+            )
+        for other in behind:
+            self._active.append(other)
+            self._plan(other)
+
+    def _drained(self, size_bytes: float, cut_s: float, _free_s: float) -> None:
+        self._estimates = self._estimates.drained(
+            size_bytes, (self._now - cut_s) * 1e3, self._now
+        )
+
+    def _ping(self) -> None:
+        if self._active:
+            return
+        ping = plan_ping(self._world, self._path, self._now)
+        self._path = ping.after
+        self._note("ping")
+        if self._requests:
+            self._requests[-1].outcome.uploaded_bytes += ping.wire_bytes
+        self.meter.used(
+            ping.begin_s,
+            ping.sent_s,
+            min(ping.answer_s, ping.sent_s + _PING_TIMEOUT_S),
+            ping.wire_bytes,
+            promoted=ping.promoted,
+        )
+        waited_s = ping.begin_s + _PING_TIMEOUT_S
+        if ping.answer_s <= waited_s:
+            self._at(ping.answer_s, self._pinged, ping)
+        else:
+            self._at(min(ping.failed_s, waited_s), self._ping_failed)
+
+    def _pinged(self, ping: Ping) -> None:
+        self._estimates = self._estimates.pinged(ping.round_trip_s * 1e3, self._now)
+        self._breaker.succeed()
+
+    def _ping_failed(self) -> None:
+        self._breaker.fail(self._now)
+
+    # The end --------------------------------------------------------------------------
+
+    def _deadline(self, request: _Request) -> None:
+        if request.done:
+            return
+        if request.cloud_held and not request.held:
+            self._finish(request, self._now, from_cloud=True)
+        elif request.held:
+            self._finish(request, self._now, from_cloud=False)
+        elif request.index in self._worker.line and request.decision.local_expires:
+            self._finish(request, math.inf, from_cloud=False)
+        elif not request.local_submitted:
+            self._finish(request, math.inf, from_cloud=False)
+        else:
+            self._cut(request)
+            request.cloud_over = True
+
+    def _finish(self, request: _Request, answer_s: float, *, from_cloud: bool) -> None:
+        request.done = True
+        outcome = request.outcome
+        outcome.answer_s = answer_s
+        outcome.from_cloud = from_cloud
+        if not from_cloud and request.cloud_held and request.plan is not None:
+            outcome.wasted_bytes += request.plan.wire_bytes
+        if not from_cloud:
+            self._cut(request)
+        worker = self._worker
+        if worker.running == request.index:
+            worker.stop(self._now)
+            self._next_local()
+        elif request.index in worker.line:
+            worker.line.remove(request.index)
