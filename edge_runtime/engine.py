@@ -14,6 +14,7 @@ from edge_runtime.conditions import Conditions, ConditionsSource
 from edge_runtime.contract.errors import BackendUnavailable, ConfigError, NearfarError
 from edge_runtime.contract.tasks import Task, has_labels
 from edge_runtime.contract.wire import PictureType
+from edge_runtime.history import History
 from edge_runtime.local import LocalModel
 from edge_runtime.log.recorder import LogSink, Recorder
 from edge_runtime.log.writer import DecisionLog
@@ -47,6 +48,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     uplink: Uplink | None
     conditions: ConditionsSource
     prices: Prices
+    history: History
     recorder: Recorder | None = None
     """None: no decision log was asked for."""
 

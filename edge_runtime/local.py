@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import msgspec
 
@@ -18,6 +17,7 @@ from edge_runtime.contract.tasks import GenerationTask
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.tensors import canonical
 from edge_runtime.estimators import LocalEstimator
+from edge_runtime.local_queue import LocalQueue, Ticket
 from edge_runtime.photo import Photo
 from edge_runtime.policies.base import LocalOutlook
 from edge_runtime.results import Measured, VariantStatus
@@ -99,19 +99,21 @@ class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     run_ms: float
 
 
+_FAST = 0.25
+"""Quantile of the latency that must fit for a run to begin."""
+
+
 class LocalModel:
-    """Owns the thread in which the model is loaded and run, first come, first served."""
+    """The model and the thread in which it is loaded and run, earliest deadline first."""
 
     def __init__(self, select: Callable[[], Selection]) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="nearfar-local")
+        self._queue = LocalQueue("nearfar-local")
         try:
-            self._selection = self._thread.submit(select).result()
+            self._selection = self._queue.submit(select).future.result()
         except BaseException:
-            self._thread.shutdown()
+            self._queue.close(lambda: None)
             raise
         self._estimator = LocalEstimator.of(self._selection.latencies_ms)
-        self._lock = threading.Lock()
-        self._pending = 0
 
     @property
     def variant(self) -> Variant:
@@ -123,13 +125,22 @@ class LocalModel:
         """Whether its answers say how sure they are."""
         return self._selection.pipeline.scored
 
-    def outlook(self) -> LocalOutlook:
-        """Latency quantiles, and the wait of one more request."""
+    def outlook(
+        self, deadline_s: float = float("inf"), ticket: Ticket[LocalAnswer] | None = None
+    ) -> LocalOutlook:
+        """Latency quantiles, and the wait: of a new request, or until ``ticket`` ends."""
         p50_ms = self._estimator.quantile_ms(0.5)
+        waiting, running_s = self._queue.ahead(ticket, deadline_s)
+        wait_ms = 0.0 if running_s is None else max(p50_ms - running_s * 1e3, 0.1 * p50_ms)
+        left_ms = None
+        if ticket is not None and not ticket.future.done():
+            own = ticket.future.running()
+            left_ms = wait_ms if own else wait_ms + (waiting + 1) * p50_ms
         return LocalOutlook(
             p50_ms=p50_ms,
             p95_ms=self._estimator.quantile_ms(0.95),
-            queue_wait_ms=self._pending * p50_ms,
+            queue_wait_ms=wait_ms + waiting * p50_ms,
+            left_ms=left_ms,
         )
 
     def status(self) -> VariantStatus:
@@ -144,29 +155,28 @@ class LocalModel:
             measured=self._selection.measured,
             p50_ms=outlook.p50_ms,
             p95_ms=outlook.p95_ms,
-            pending=self._pending,
+            pending=self._queue.pending,
         )
 
-    def submit(self, asked: Photo | Seed, top_k: int | None) -> Future[LocalAnswer]:
-        """Put one image or seed in line. The future can be cancelled until its turn comes.
+    def submit(
+        self, asked: Photo | Seed, top_k: int | None, deadline_s: float, *, expires: bool = False
+    ) -> Ticket[LocalAnswer]:
+        """Put one image or seed in line; its future can be cancelled until its turn comes.
 
-        It raises ``ImageError``, or what the runtime raises.
+        It raises ``ImageError``, or what the runtime raises; with ``expires`` it raises
+        ``DeadlineExceeded`` when its turn comes too late.
         """
-        submitted = time.monotonic()
-        with self._lock:
-            self._pending += 1
         try:
-            future = self._thread.submit(self._run, asked, top_k, submitted)
+            return self._queue.submit(
+                partial(self._run, asked, top_k, time.monotonic()),
+                deadline_s,
+                least_ms=self._fast_ms if expires else None,
+            )
         except RuntimeError:  # shut down meanwhile
-            with self._lock:
-                self._pending -= 1
             raise InferenceError("this EdgeRuntime is closed: make a new one") from None
-        future.add_done_callback(self._leave)
-        return future
 
-    def _leave(self, _future: Future[LocalAnswer]) -> None:
-        with self._lock:
-            self._pending -= 1
+    def _fast_ms(self) -> float:
+        return self._estimator.quantile_ms(_FAST)
 
     def _run(self, asked: Photo | Seed, top_k: int | None, submitted: float) -> LocalAnswer:
         started = time.monotonic()
@@ -182,8 +192,4 @@ class LocalModel:
 
     def close(self) -> None:
         """Answer those in line, free the model, end the thread."""
-        try:
-            self._thread.submit(self._selection.pipeline.close).result()
-        except RuntimeError:
-            return  # closed before
-        self._thread.shutdown()
+        self._queue.close(self._selection.pipeline.close)

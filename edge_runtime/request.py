@@ -4,17 +4,20 @@ Three kinds of events move it, each from a thread of its own: the local model is
 thread), the cloud is done (the network thread), an alarm is due (the caller, who waits).
 So one piece of code serves ``run`` and ``arun``, and no answer waits for a busy network
 thread. ``done`` ends exactly once; whatever is still under way then is cancelled.
+
+The policy is asked at the start and, as its decision says, again: when the local answer is
+there, and while an upload goes on.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import Future
 
 import msgspec
 
-from edge_runtime.conditions import read_conditions
 from edge_runtime.contract.errors import (
     ConfigError,
     DeadlineExceeded,
@@ -22,18 +25,22 @@ from edge_runtime.contract.errors import (
     NearfarError,
     NetworkUnreachable,
 )
-from edge_runtime.contract.tasks import Box, Prediction, task_name
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import ModelRef
 from edge_runtime.engine import Engine
 from edge_runtime.local import LocalAnswer
+from edge_runtime.local_queue import Ticket
+from edge_runtime.observation import Asked, OwnUpload, observe
 from edge_runtime.offload.uplink import CloudAnswer
 from edge_runtime.photo import Photo
 from edge_runtime.policies.base import Action, Decision, Situation
-from edge_runtime.results import InferenceSource, Result, Timings
+from edge_runtime.policies.learned import features
+from edge_runtime.results import InferenceSource, Result, Timings, make_result
 from edge_runtime.seed import Seed
 
 __all__ = ["Request"]
+
+_MIN_REVIEW_S = 0.01
 
 
 class Request:
@@ -63,22 +70,34 @@ class Request:
         self.done: Future[Result] = Future()
         self.done.set_running_or_notify_cancel()  # only this object ends it
         self._engine = engine
-        self._asked = asked
-        self._started_s = started_s
-        self._deadline_ms = deadline_ms
-        self._deadline_s = started_s + deadline_ms / 1e3
-        self._answer_by_s: float | None = self._deadline_s - guard_ms / 1e3
+        self._asked = Asked(
+            image=asked,
+            started_s=started_s,
+            deadline_ms=deadline_ms,
+            answer_by_s=started_s + (deadline_ms - guard_ms) / 1e3,
+            private=private,
+        )
         self._top_k = top_k
-        self._private = private
         self._lock = threading.RLock()
         self._situation: Situation
         self._decision: Decision
+        # Alarms; None: not set.
+        self._answer_by_s: float | None = self._asked.answer_by_s
         self._local_start_s: float | None = None
-        self._local_future: Future[LocalAnswer] | None = None
+        self._cloud_start_s: float | None = None
+        self._review_s: float | None = None
+        # The local side.
+        self._ticket: Ticket[LocalAnswer] | None = None
         self._local: LocalAnswer | None = None
         self._local_error: NearfarError | None = None
+        # The cloud side.
         self._cloud_asked = False
+        self._upload: OwnUpload | None = None
         self._cloud_future: Future[CloudAnswer] | None = None
+        self._cloud: CloudAnswer | None = None
+        """Held until the local answer is there as well."""
+        self._withdrawn = False
+        """The policy gave the upload up."""
         self._cloud_error: NearfarError | None = None
         self._trace = None if engine.recorder is None else engine.recorder.trace(started_s)
 
@@ -87,17 +106,23 @@ class Request:
     def start(self) -> None:
         """Decide and set off. Errors end ``done``."""
         try:
-            self._situation, self._decision = self._decide(None)
-            action = self._decision.action
-            asks_cloud = action in (Action.HEDGED, Action.CLOUD_FIRST, Action.CLOUD_ONLY)
+            self._engine.history.arrived(self._asked.started_s)
+            decision = self._decide(None)
+            self._engine.history.decided()
+            action, now_s = decision.action, time.monotonic()
+            late = action is Action.HEDGED and decision.cloud_start_ms > 0
+            both = (Action.HEDGED, Action.CLOUD_FIRST, Action.CLOUD_ONLY)
+            asks_cloud = action in both and not late
             with self._lock:
                 self._cloud_asked = asks_cloud
                 if action in (Action.LOCAL, Action.CASCADE, Action.HEDGED):
                     self._start_local()
                 elif action is Action.CLOUD_FIRST:
-                    self._local_start_s = time.monotonic() + self._decision.local_start_ms / 1e3
+                    self._local_start_s = _after(now_s, decision.local_start_ms)
                 else:
-                    self._answer_by_s = self._deadline_s
+                    self._answer_by_s = self._asked.deadline_s
+                if late:
+                    self._cloud_start_s = _after(now_s, decision.cloud_start_ms)
             if asks_cloud:
                 self._start_cloud()
         except Exception as error:
@@ -106,28 +131,51 @@ class Request:
     def next_alarm_s(self) -> float | None:
         """When ``on_alarm`` wants to be called next; None: only an event can help."""
         with self._lock:
-            alarms = [at for at in (self._local_start_s, self._answer_by_s) if at is not None]
-            return min(alarms, default=None)
+            alarms = (
+                self._local_start_s, self._cloud_start_s, self._review_s, self._answer_by_s,
+            )  # fmt: skip
+            return min((at_s for at_s in alarms if at_s is not None), default=None)
 
     def on_alarm(self) -> None:
-        """Start a late local run, or give the held answer because time is up."""
-        now = time.monotonic()
+        """Do what is due: a late start, a review of the upload, or the held answer."""
+        try:
+            now_s = time.monotonic()
+            with self._lock:
+                if _due(self._local_start_s, now_s):
+                    self._local_start_s = None
+                    self._start_local()
+                starts = _due(self._cloud_start_s, now_s)
+                reviews = _due(self._review_s, now_s)
+                if starts:
+                    self._cloud_start_s, self._cloud_asked = None, True
+                if reviews:
+                    self._review_s = None
+            if starts:
+                self._start_cloud()
+            if reviews and not _due(self._answer_by_s, now_s):
+                self._review()
+            self._give_in_time(now_s)
+        except Exception as error:  # a policy's own
+            self._fail(error)
+
+    def _give_in_time(self, now_s: float) -> None:
+        """Time is up: what is held is the answer."""
         with self._lock:
-            if self._local_start_s is not None and now >= self._local_start_s:
-                self._local_start_s = None
-                self._start_local()
-            if self._answer_by_s is None or now < self._answer_by_s or self.done.done():
+            if not _due(self._answer_by_s, now_s) or self.done.done():
                 return
             self._answer_by_s = None
+            if self._cloud is not None:  # waited for the local one in vain
+                self._give_cloud(self._cloud)
+                return
             late = DeadlineExceeded(
-                f"no answer of the broker within {self._deadline_ms:.0f} ms: allow more time, "
-                "or use a policy that holds a local answer"
+                f"no answer of the broker within {self._asked.deadline_ms:.0f} ms: allow more "
+                "time, or use a policy that holds a local answer"
             )
-            if self._cloud_asked and self._cloud_error is None:
+            if self._cloud_asked and self._cloud_error is None and not self._withdrawn:
                 self._cloud_error = late
             if self._local is not None:
                 self._give_local()
-            elif self._local_future is None or self._local_error is not None:
+            elif self._ticket is None or self._local_error is not None:
                 self._fail(self._local_error or late)
             elif self._cloud_future is not None:
                 self._cloud_future.cancel()  # too late as well; the local answer comes first
@@ -138,36 +186,38 @@ class Request:
 
     # Decisions ----------------------------------------------------------------------
 
-    def _decide(self, confidence: float | None) -> tuple[Situation, Decision]:
+    def _decide(self, confidence: float | None) -> Decision:
         """Ask the policy, and keep its answer within what can be done at all."""
         engine = self._engine
-        conditions = read_conditions(engine.conditions)
-        link = cloud = None
-        if engine.uplink is not None:
-            link, cloud = engine.uplink.outlook(conditions.link_type)
-        answer_by_s = self._answer_by_s or self._deadline_s
-        situation = Situation(
-            upload_bytes=self._asked.upload_bytes,
-            deadline_ms=self._deadline_ms,
-            time_left_ms=(answer_by_s - time.monotonic()) * 1e3,
-            local=None if engine.local is None else engine.local.outlook(),
-            link=link,
-            cloud=cloud,
+        with self._lock:
+            upload = None if self._cloud_over else self._upload
+            ticket, answered = self._ticket, self._cloud is not None
+        situation, conditions = observe(
+            engine,
+            self._asked,
             confidence=confidence,
-            scored=engine.local is None or engine.local.scored,
-            private=self._private,
-            conditions=conditions,
-            prices=engine.prices,
+            ticket=ticket,
+            upload=upload,
+            answered=answered,
         )
         chosen = engine.policy.decide(situation)
         decision = self._feasible(chosen, situation)
-        if self._trace is not None:
-            self._trace.decided(situation, chosen, decision)
-        if engine.uplink is not None and not self._private:
-            asked = decision.warm_up or (cloud is not None and cloud.breaker == "OPEN")
-            if asked and conditions.data_saver is not True:
+        with self._lock:
+            if self._trace is not None:
+                self._trace.decided(situation, chosen, decision)
+            if not self.done.done():
+                self._situation, self._decision = situation, decision
+        if engine.uplink is not None and not self._asked.private:
+            cloud = situation.cloud
+            wanted = decision.warm_up or (cloud is not None and cloud.breaker == "OPEN")
+            if wanted and conditions.data_saver is not True:
                 engine.uplink.prewarm()
-        return situation, decision
+        return decision
+
+    @property
+    def _cloud_over(self) -> bool:
+        """Nothing more will come of the upload."""
+        return self._withdrawn or self._cloud_error is not None
 
     def _feasible(self, decision: Decision, situation: Situation) -> Decision:
         """The decision itself, or the nearest one that this request allows."""
@@ -192,13 +242,52 @@ class Request:
             )
         return decision
 
+    def _review(self) -> None:
+        """An upload is under way: is it still worth it?"""
+        with self._lock:
+            if self.done.done() or self._cloud is not None or self._cloud_over:
+                return
+            confidence = None if self._local is None else self._local.confidence
+        decision = self._decide(confidence)
+        with self._lock:
+            if self.done.done() or self._cloud is not None or self._cloud_over:
+                return
+            if decision.action is not Action.LOCAL:
+                self._plan_turns(decision)
+                return
+            self._withdraw()
+            if self._local is not None:
+                self._give_local()
+            elif self._ticket is None:
+                self._local_start_s = None
+                self._start_local()
+
+    def _plan_turns(self, decision: Decision) -> None:
+        """When to look at the upload again, and when to start a late local run."""
+        now_s = time.monotonic()
+        if decision.review_ms is not None:
+            self._review_s = now_s + max(decision.review_ms / 1e3, _MIN_REVIEW_S)
+        if decision.action is Action.CLOUD_FIRST and self._ticket is None:
+            self._local_start_s = _after(now_s, decision.local_start_ms)
+
+    def _withdraw(self) -> None:
+        self._withdrawn, self._review_s = True, None
+        if self._cloud_future is not None:
+            self._cloud_future.cancel()
+
     # The local side -----------------------------------------------------------------
 
     def _start_local(self) -> None:
         local = self._engine.local
         assert local is not None  # noqa: S101  # _feasible made sure
-        self._local_future = local.submit(self._asked, self._top_k)
-        self._local_future.add_done_callback(self._on_local)
+        ticket = local.submit(
+            self._asked.image,
+            self._top_k,
+            self._asked.answer_by_s,
+            expires=self._decision.local_expires,
+        )
+        self._ticket = ticket
+        ticket.future.add_done_callback(self._on_local)
 
     def _on_local(self, future: Future[LocalAnswer]) -> None:
         try:
@@ -219,36 +308,46 @@ class Request:
             self._local = answer
             if self.done.done():
                 return
-            if self._answer_by_s is None or self._decision.action is Action.LOCAL:
+            decision = self._decision
+            over = self._answer_by_s is None or decision.action is Action.LOCAL
+            if over or self._cloud_over:
                 self._give_local()
                 return
-            cascade = self._decision.action is Action.CASCADE
-            if not cascade and self._cloud_error is not None:
+            cascade = decision.action is Action.CASCADE and not self._cloud_asked
+            if not cascade and not decision.ask_again and self._cloud is None:
+                return  # the cloud's answer, or time, ends it
+        decision = self._decide(answer.confidence)
+        with self._lock:
+            if self.done.done():
+                return
+            if decision.action is Action.LOCAL:
+                self._withdraw()
                 self._give_local()
-        if cascade:
-            situation, decision = self._decide(answer.confidence)
-            with self._lock:
-                if self.done.done():
-                    return
-                self._situation, self._decision = situation, decision
-                self._cloud_asked = decision.action is not Action.LOCAL
-                if decision.action is Action.LOCAL:
-                    self._give_local()
-                    return
-            self._start_cloud()
+                return
+            if self._cloud is not None:
+                self._give_cloud(self._cloud)
+                return
+            if not cascade:
+                self._plan_turns(decision)
+                return
+            self._cloud_asked = True
+        self._start_cloud()
 
     def _local_failed(self, error: NearfarError) -> None:
         """An unusable image is the caller's; a broken model lets the cloud step in."""
         with self._lock:
             self._local_error = error
+            if self._cloud is not None:
+                self._give_cloud(self._cloud)
+                return
             too_late = self._answer_by_s is None
-            if isinstance(error, ImageError) or self._cloud_error is not None or too_late:
+            if isinstance(error, ImageError) or self._cloud_over or too_late:
                 self._fail(error)
                 return
             if not self._cloud_asked and not self._may_upload():
                 self._fail(error)
                 return
-            self._answer_by_s = self._deadline_s  # nothing is held: wait to the end
+            self._answer_by_s = self._asked.deadline_s  # nothing is held: wait to the end
             if self._cloud_asked:
                 return
             self._cloud_asked = True
@@ -261,7 +360,7 @@ class Request:
 
     def _may_upload(self) -> bool:
         engine = self._engine
-        return engine.uplink is not None and engine.policy.uses_cloud and not self._private
+        return engine.uplink is not None and engine.policy.uses_cloud and not self._asked.private
 
     # The cloud side -----------------------------------------------------------------
 
@@ -270,27 +369,33 @@ class Request:
         uplink = self._engine.uplink
         assert uplink is not None  # noqa: S101  # _feasible made sure
         try:
-            body, media_type = self._asked.upload()
+            body, media_type = self._asked.image.upload()
         except ImageError as error:
             self._cloud_failed(error)
             return
         with self._lock:
-            if self.done.done():
+            if self.done.done() or self._cloud_over:
                 return
-            future = uplink.submit(body, media_type, self._deadline_s)
-            self._cloud_future = future
+            upload = OwnUpload(len(body), time.monotonic(), self._situation.link)
+            upload.features = features(self._situation)
+            upload.predicted_ms = self._decision.predicted_cloud_ms
+            future = uplink.submit(body, media_type, self._asked.deadline_s, upload.receipt)
+            self._upload, self._cloud_future = upload, future
+            self._engine.history.uploading(len(body), self._situation.conditions)
+            self._plan_turns(self._decision)
             if self._trace is not None:
                 self._trace.uploading(len(body))
         future.add_done_callback(self._on_cloud)
 
     def _on_cloud(self, future: Future[CloudAnswer]) -> None:
         try:
+            self._remember(future)
             if future.cancelled():
                 self._cloud_failed(NetworkUnreachable("the upload was cancelled"))
                 return
             error = future.exception()
             if error is None:
-                self._give_cloud(future.result())
+                self._cloud_came(future.result())
             elif isinstance(error, NearfarError):
                 self._cloud_failed(error)
             else:
@@ -298,18 +403,51 @@ class Request:
         except Exception as error:
             self._fail(error)
 
+    def _remember(self, future: Future[CloudAnswer]) -> None:
+        """What learning policies learn from an upload that ended."""
+        upload, history = self._upload, self._engine.history
+        assert upload is not None  # noqa: S101  # it was submitted
+        cut = future.cancelled() or isinstance(future.exception(), DeadlineExceeded)
+        if not cut and future.exception() is not None:
+            history.failed()
+            return
+        now_s = time.monotonic()
+        history.uploaded(
+            upload.body_bytes,
+            (now_s - upload.submitted_s) * 1e3,
+            upload.predicted_ms,
+            upload.features,
+            in_time=not cut and now_s <= self._asked.deadline_s,
+        )
+
+    def _cloud_came(self, answer: CloudAnswer) -> None:
+        with self._lock:
+            self._review_s = None
+            running = self._ticket is not None and self._local_error is None
+            holds = self._decision.await_local and self._answer_by_s is not None
+            if holds and running and self._local is None:
+                self._cloud = answer
+                return
+        self._give_cloud(answer)
+
     def _cloud_failed(self, error: NearfarError) -> None:
         with self._lock:
-            if self.done.done():
+            if self.done.done() or self._withdrawn:
                 return
             self._cloud_error = self._cloud_error or error
+            self._review_s = None
             if self._local is not None:
                 self._give_local()
-            elif self._local_start_s is not None:
+            elif self._ticket is None and self._engine.local is not None and self._holds_local:
                 self._local_start_s = None
                 self._start_local()
-            elif self._local_future is None or self._local_error is not None:
+            elif self._ticket is None or self._local_error is not None:
                 self._fail(self._local_error or self._cloud_error)
+
+    @property
+    def _holds_local(self) -> bool:
+        """Whether the decision was to have a local answer as well."""
+        return self._decision.action is not Action.CLOUD_ONLY
 
     # The end ------------------------------------------------------------------------
 
@@ -349,26 +487,15 @@ class Request:
             if self.done.done():
                 return
             local = self._local
-            predictions = (answer.predictions or ())[: self._top_k]
-            boxes = (answer.boxes or ())[: self._top_k]
-            first: Prediction | Box | None = None
-            if predictions or boxes:
-                first = predictions[0] if predictions else boxes[0]
-            total_ms = (time.monotonic() - self._started_s) * 1e3
-            result = Result(
-                task=task_name(self._engine.task),
-                label=None if first is None else first.label,
-                score=None if first is None else first.score,
-                predictions=predictions,
-                boxes=boxes,
-                class_map=answer.class_map,
-                image=answer.image,
-                region=answer.region,
-                inference_source=source,
-                model=model,
-                deadline_met=total_ms <= self._deadline_ms,
+            result = make_result(
+                self._engine.task,
+                answer,
+                source,
+                model,
+                top_k=self._top_k,
+                deadline_ms=self._asked.deadline_ms,
                 timings=Timings(
-                    total_ms=total_ms,
+                    total_ms=(time.monotonic() - self._asked.started_s) * 1e3,
                     local_wait_ms=None if local is None else local.wait_ms,
                     local_ms=None if local is None else local.run_ms,
                     cloud_ms=None if cloud is None else cloud.total_ms,
@@ -392,12 +519,22 @@ class Request:
             self.done.set_exception(error)
         self._cancel_rest()
         if self._trace is not None:
-            total_ms = (time.monotonic() - self._started_s) * 1e3
+            total_ms = (time.monotonic() - self._asked.started_s) * 1e3
             self._trace.failed(
                 error, self._local, self._cloud_error, abandoned=abandoned, total_ms=total_ms
             )
 
     def _cancel_rest(self) -> None:
-        for future in (self._local_future, self._cloud_future):
-            if future is not None:
-                future.cancel()
+        if self._ticket is not None:
+            self._ticket.future.cancel()
+        if self._cloud_future is not None:
+            self._cloud_future.cancel()
+
+
+def _after(now_s: float, wait_ms: float) -> float | None:
+    """When an alarm is due; None: never."""
+    return now_s + wait_ms / 1e3 if math.isfinite(wait_ms) else None
+
+
+def _due(at_s: float | None, now_s: float) -> bool:
+    return at_s is not None and now_s >= at_s

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from edge_runtime.conditions import Conditions
 from edge_runtime.contract.answer_codec import class_colors
-from edge_runtime.contract.tasks import Box, Prediction, TaskName
+from edge_runtime.contract.tasks import Box, Prediction, Task, TaskName, task_name
+from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import ModelRef, Region
 from edge_runtime.policies.base import BreakerState, Decision, Situation
 
@@ -23,6 +24,7 @@ __all__ = [
     "Status",
     "Timings",
     "VariantStatus",
+    "make_result",
 ]
 
 
@@ -103,6 +105,44 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         if self.class_map is None:
             raise ValueError(f"{self.task} answers no class map")
         return np.asarray(class_colors()[self.class_map])
+
+
+def make_result(
+    task: Task,
+    answer: Answer,
+    source: InferenceSource,
+    model: str | ModelRef,
+    *,
+    top_k: int | None,
+    deadline_ms: float,
+    timings: Timings,
+    decision: Decision,
+    situation: Situation,
+    error: str | None,
+) -> Result:
+    """An answer of either side as the caller gets it; ``top_k``: None: all of it."""
+    predictions = (answer.predictions or ())[:top_k]
+    boxes = (answer.boxes or ())[:top_k]
+    first: Prediction | Box | None = None
+    if predictions or boxes:
+        first = predictions[0] if predictions else boxes[0]
+    return Result(
+        task=task_name(task),
+        label=None if first is None else first.label,
+        score=None if first is None else first.score,
+        predictions=predictions,
+        boxes=boxes,
+        class_map=answer.class_map,
+        image=answer.image,
+        region=answer.region,
+        inference_source=source,
+        model=model,
+        deadline_met=timings.total_ms <= deadline_ms,
+        timings=timings,
+        decision=decision,
+        situation=situation,
+        error=error,
+    )
 
 
 def _nearest(

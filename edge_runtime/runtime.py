@@ -36,12 +36,13 @@ from edge_runtime.engine import (
     open_log,
     open_transport,
 )
+from edge_runtime.history import History
 from edge_runtime.log.recorder import LogSink, Recorder
 from edge_runtime.many import answer_many, answer_many_async, check_concurrency
 from edge_runtime.observe import prometheus_text
 from edge_runtime.offload.transport import Transport
 from edge_runtime.photo import ImageInput, Photo
-from edge_runtime.policies.base import InferenceMode, Policy, Prices
+from edge_runtime.policies.base import Budgets, InferenceMode, Policy, Prices
 from edge_runtime.request import Request
 from edge_runtime.results import Counts, InferenceSource, Result, Status
 from edge_runtime.seed import Seed
@@ -76,6 +77,7 @@ class EdgeRuntime:
         deadline_ms: for calls that name none.
         threads: for the local interpreter.
         prices: what an upload must bring to be worth it.
+        budgets: limits that no gain outweighs: bytes on a metered link, battery, heat, price.
         conditions: supplies the device's signals.
         jpeg_answers: let the cloud send an answer that is an image as a JPEG: about a tenth
             of the bytes, not exact.
@@ -106,6 +108,7 @@ class EdgeRuntime:
         deadline_ms: float = limits.DEFAULT_DEADLINE_MS,
         threads: int = 1,
         prices: Prices | None = None,
+        budgets: Budgets | None = None,
         conditions: ConditionsSource | None = None,
         jpeg_answers: bool = False,
         tls: ssl.SSLContext | None = None,
@@ -160,6 +163,7 @@ class EdgeRuntime:
             uplink=uplink,
             conditions=source,
             prices=prices or Prices(),
+            history=History(budgets or Budgets()),
             recorder=None
             if sink is None
             else Recorder(

@@ -55,8 +55,7 @@ class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
                 state,
                 recent_queue_ms=recent + _RECENT_STEP * (timing.queue_ms - recent),
                 recent_s=now_s,
-                tail_mean_ms=self.tail_mean_ms
-                + _TAIL_STEP * (timing.queue_ms - self.tail_mean_ms),
+                tail_mean_ms=self.tail_mean_ms + _TAIL_STEP * (timing.queue_ms - self.tail_mean_ms),
             )
         if queue_delay_ms is not None:
             state = msgspec.structs.replace(state, hint_ms=float(queue_delay_ms), hint_at_s=now_s)

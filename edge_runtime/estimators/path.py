@@ -75,9 +75,15 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
         *,
         window_bytes: float,
         queue_delay_ms: float | None = None,
+        answer_ms: float | None = None,
+        rated: bool = False,
         now_s: float,
     ) -> PathEstimator:
-        """An upload's answer came ``total_ms`` after the first byte of its body could leave."""
+        """An upload's answer came ``total_ms`` after the first byte of its body could leave.
+
+        ``answer_ms``: reading the answer's body. ``rated``: the upload gave samples of the
+        rate while it went on.
+        """
         state = self.pinged(
             total_ms - sum(t or 0.0 for t in (timing.recv_ms, timing.queue_ms, timing.inference_ms))
             if None not in (timing.recv_ms, timing.queue_ms, timing.inference_ms)
@@ -85,14 +91,14 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
             now_s,
         )
         link = state.link
-        if timing.recv_ms is not None:
+        if timing.recv_ms is not None and not rated:
             link = link.observe_upload(
                 body_bytes, timing.recv_ms, state.rtt.srtt_ms, now_s, window_bytes=window_bytes
             )
         return msgspec.structs.replace(
             state,
             link=link,
-            cloud=state.cloud.observe(timing, queue_delay_ms, now_s),
+            cloud=state.cloud.observe(timing, queue_delay_ms, now_s, answer_ms=answer_ms),
             window_bytes=min(window_bytes + body_bytes, _MAX_WINDOW_BYTES),
             window_s=now_s,
         )

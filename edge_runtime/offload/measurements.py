@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+
+import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.wire import (
@@ -12,77 +15,91 @@ from edge_runtime.contract.wire import (
     parse_queue_delay_ms,
     parse_server_timing,
 )
-from edge_runtime.estimators import CloudEstimator, LinkEstimator, RttEstimator
+from edge_runtime.estimators import LinkEstimator
+from edge_runtime.estimators.energy import RADIO_POWER
+from edge_runtime.estimators.path import PathEstimator
 from edge_runtime.estimators.transfer import INITIAL_WINDOW_BYTES, required_rate, wire_bytes
 from edge_runtime.offload.transport import HttpResponse, UploadReceipt
-from edge_runtime.policies.base import LinkOutlook
+from edge_runtime.policies.base import CloudOutlook, LinkOutlook
 
 __all__ = ["Measurements", "PathReports"]
 
-_MAX_WINDOW_BYTES = 1 << 20
 _MIN_MEASURED_BYTES = limits.PROGRESS_EVERY_BYTES
 """Of a cancelled upload: less than one acknowledgement says nothing but "slow"."""
+_HINT_TAU_S = 5.0
 
 
 class Measurements:
-    """The estimators, fed. Each is replaced whole, so that other threads may read it.
+    """The path's estimators, fed. The state is replaced whole: other threads may read it.
 
     Times are seconds of one monotonic clock.
     """
 
     def __init__(self, link_type: str) -> None:
-        self.link_type = link_type
-        self.link = LinkEstimator.prior(link_type)
-        self.rtt = RttEstimator.prior(link_type)
-        self.cloud = CloudEstimator()
-        self._last_used_s: float | None = None
-        self._window_bytes = float(INITIAL_WINDOW_BYTES)
+        self.path = PathEstimator.prior(link_type)
 
     def on_link(self, link_type: str) -> bool:
         """Another link type forgets the old link's samples; ``unknown`` changes nothing.
 
         Returns whether it is another one.
         """
-        if link_type in ("unknown", "none", self.link_type):
+        if link_type in ("unknown", "none", self.path.link_type):
             return False
-        self.link_type = link_type
-        self.link = LinkEstimator.prior(link_type)
-        self.rtt = RttEstimator.prior(link_type)
+        fresh = PathEstimator.prior(link_type)
+        self.path = msgspec.structs.replace(fresh, cloud=self.path.cloud)
         return True
 
     def outlook(
         self, now_s: float, *, warm: bool, setup_round_trips: int, in_flight_bytes: int
     ) -> LinkOutlook:
         """The way to the broker as a policy sees it."""
-        estimate = self.link.at(now_s)
-        last = self._last_used_s
+        path = self.path
+        belief = path.link.at(now_s)
+        idle_s = math.inf if path.used_s is None else max(0.0, now_s - path.used_s)
+        radio = RADIO_POWER.get(path.link_type)
+        asleep = radio is not None and idle_s > radio.tail_s and not in_flight_bytes
         return LinkOutlook(
-            log_rate_mean=estimate.log_rate_mean,
-            log_rate_deviation=estimate.log_rate_deviation,
-            rtt_ms=self.rtt.srtt_ms,
-            rtt_deviation_ms=self.rtt.deviation_ms,
+            log_rate_mean=belief.log_rate_mean,
+            log_rate_deviation=belief.log_rate_deviation,
+            rtt_ms=path.rtt.srtt_ms,
+            rtt_deviation_ms=path.rtt.deviation_ms,
+            rtt_nodes_ms=path.rtt.nodes_ms,
             connection_open=warm,
-            idle_ms=None if last is None else max(0.0, now_s - last) * 1e3,
+            idle_ms=None if path.used_s is None else idle_s * 1e3,
             setup_round_trips=setup_round_trips,
-            window_bytes=self.window_bytes(now_s) if warm else INITIAL_WINDOW_BYTES,
+            window_bytes=path.window(now_s) if warm else INITIAL_WINDOW_BYTES,
             in_flight_bytes=in_flight_bytes,
-            samples=self.link.samples,
+            samples=path.link.samples,
+            promotion_ms=radio.promotion_s * 1e3 if radio is not None and asleep else 0.0,
+            outage=belief.outage,
+            fresh_share=belief.fresh_share,
+            long_run_mean=belief.long_run_mean,
+            long_run_deviation=belief.long_run_deviation,
+        )
+
+    def cloud_outlook(self, now_s: float) -> CloudOutlook:
+        """The broker as a policy sees it; breaker and obstacle are not known here.
+
+        What the broker announced holds for seconds; then its queue is a matter of chance.
+        """
+        cloud = self.path.cloud
+        trust = 0.0
+        if cloud.hint_ms is not None:
+            trust = math.exp(-max(0.0, now_s - cloud.hint_at_s) / _HINT_TAU_S)
+        return CloudOutlook(
+            queue_ms=trust * (cloud.hint_ms or 0.0),
+            tail_ms=(1.0 - trust) * cloud.recent_at(now_s),
+            inference_ms=cloud.inference_mean_ms,
+            answer_ms=cloud.answer_mean_ms,
         )
 
     def window_bytes(self, now_s: float) -> float:
-        """TCP's window on the warm connection.
-
-        It grows by what was acknowledged, and is forgotten after an idle retransmission
-        timeout (RFC 5681 sections 3.1 and 4.1).
-        """
-        last = self._last_used_s
-        if last is None or (now_s - last) * 1e3 > self.rtt.rto_ms:
-            return INITIAL_WINDOW_BYTES
-        return self._window_bytes
+        """TCP's window on the warm connection."""
+        return self.path.window(now_s)
 
     def used(self, now_s: float) -> None:
         """A byte went to or came from the broker."""
-        self._last_used_s = now_s
+        self.path = self.path.used(now_s)
 
     def learn(
         self,
@@ -96,22 +113,26 @@ class Measurements:
         """One answer to a request whose upload began with a window of ``window_bytes``."""
         timing = parse_server_timing(response.headers.get(SERVER_TIMING_HEADER.lower()))
         queue_delay_ms = parse_queue_delay_ms(response.headers.get(QUEUE_DELAY_HEADER.lower()))
-        self.cloud = self.cloud.observe(
-            timing, queue_delay_ms, now_s, answer_ms=response.body_ms if response.body else None
-        )
+        total_ms = response.first_byte_ms - response.connect_ms
         if response.connect_ms > 0:
             window_bytes = INITIAL_WINDOW_BYTES
-        if timing.recv_ms is not None and not (receipt is not None and receipt.rate_reported):
-            self.link = self.link.observe_upload(
-                body_bytes, timing.recv_ms, self.rtt.srtt_ms, now_s, window_bytes=window_bytes
-            )
-        known = (timing.recv_ms, timing.queue_ms, timing.inference_ms)
-        if body_bytes == 0 or None not in known:
+        if body_bytes == 0:
+            known = (timing.recv_ms, timing.queue_ms, timing.inference_ms)
             server_ms = sum(part for part in known if part is not None)
-            rtt_ms = response.first_byte_ms - response.connect_ms - server_ms
-            if rtt_ms > 0:
-                self.rtt = self.rtt.observe(rtt_ms)
-        self._window_bytes = min(window_bytes + body_bytes, _MAX_WINDOW_BYTES)
+            path = self.path.pinged(total_ms - server_ms, now_s)
+            cloud = path.cloud.observe(timing, queue_delay_ms, now_s)
+            self.path = msgspec.structs.replace(path, cloud=cloud)
+            return timing
+        self.path = self.path.answered(
+            body_bytes,
+            timing,
+            total_ms,
+            window_bytes=window_bytes,
+            queue_delay_ms=queue_delay_ms,
+            answer_ms=response.body_ms if response.body else None,
+            rated=receipt is not None and receipt.rate_reported,
+            now_s=now_s,
+        )
         return timing
 
     def cut_off(
@@ -131,22 +152,28 @@ class Measurements:
         """
         if receipt is not None and receipt.rate_reported:
             return
+        path = self.path
         if receipt is not None and receipt.received_bytes >= _MIN_MEASURED_BYTES:
-            self.link = self.link.observe_upload(
-                receipt.received_bytes,
-                receipt.elapsed_ms,
-                self.rtt.srtt_ms,
-                now_s,
-                window_bytes=window_bytes,
+            self._learned(
+                path.link.observe_upload(
+                    receipt.received_bytes,
+                    receipt.elapsed_ms,
+                    path.rtt.srtt_ms,
+                    now_s,
+                    window_bytes=window_bytes,
+                )
             )
             return
         if receipt is not None and receipt.multiplexed:
             body_bytes = min(body_bytes, _MIN_MEASURED_BYTES)
-        cloud = self.cloud
+        cloud = path.cloud
         server_ms = cloud.queue_ms(now_s) + cloud.inference_mean_ms + cloud.answer_mean_ms
-        budget_ms = elapsed_ms - server_ms - round_trips * self.rtt.srtt_ms
-        bound = required_rate(wire_bytes(body_bytes), budget_ms, self.rtt.srtt_ms, window_bytes)
-        self.link = self.link.observe_at_most(bound, now_s)
+        budget_ms = elapsed_ms - server_ms - round_trips * path.rtt.srtt_ms
+        bound = required_rate(wire_bytes(body_bytes), budget_ms, path.rtt.srtt_ms, window_bytes)
+        self._learned(path.link.observe_at_most(bound, now_s))
+
+    def _learned(self, link: LinkEstimator) -> None:
+        self.path = msgspec.structs.replace(self.path, link=link)
 
 
 class PathReports:
@@ -157,14 +184,17 @@ class PathReports:
 
     def round_trip(self, rtt_ms: float) -> None:
         """A ping came back."""
-        self._measured.rtt = self._measured.rtt.observe(rtt_ms)
-        self._measured.used(time.monotonic())
+        self._measured.path = self._measured.path.pinged(rtt_ms, time.monotonic())
 
     def rate(self, bytes_per_s: float) -> None:
         """The broker received so fast."""
-        self._measured.link = self._measured.link.observe(bytes_per_s, time.monotonic())
+        path, now_s = self._measured.path, time.monotonic()
+        self._measured.path = msgspec.structs.replace(
+            path, link=path.link.observe(bytes_per_s, now_s), used_s=now_s
+        )
 
     def queue_delay(self, delay_ms: float) -> None:
         """The broker announced the wait of a new request."""
-        cloud = self._measured.cloud
-        self._measured.cloud = cloud.observe(ServerTiming(), delay_ms, time.monotonic())
+        path = self._measured.path
+        cloud = path.cloud.observe(ServerTiming(), delay_ms, time.monotonic())
+        self._measured.path = msgspec.structs.replace(path, cloud=cloud)

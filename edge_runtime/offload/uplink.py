@@ -105,8 +105,8 @@ class Uplink:
 
     # From any thread ---------------------------------------------------------------
 
-    def outlook(self, link_type: str) -> tuple[LinkOutlook, CloudOutlook]:
-        """What a policy may know now."""
+    def outlook(self, link_type: str, own_bytes: int = 0) -> tuple[LinkOutlook, CloudOutlook]:
+        """What a policy may know now; ``own_bytes``: of the asking request's own upload."""
         now = time.monotonic()
         if self._measured.on_link(link_type) and isinstance(self._transport, ReportsPath):
             with suppress(RuntimeError):  # being closed
@@ -115,13 +115,11 @@ class Uplink:
             now,
             warm=self._connection_idle(),
             setup_round_trips=self._setup_round_trips() + (self._model is None),
-            in_flight_bytes=self._in_flight_bytes,
+            in_flight_bytes=max(0, self._in_flight_bytes - own_bytes),
         )
         held = self._health.held_error()
-        cloud = CloudOutlook(
-            queue_ms=self._measured.cloud.queue_ms(now),
-            inference_ms=self._measured.cloud.inference_mean_ms,
-            answer_ms=self._measured.cloud.answer_mean_ms,
+        cloud = msgspec.structs.replace(
+            self._measured.cloud_outlook(now),
             breaker=self._health.breaker.state,
             obstacle=None if held is None else held.code,
         )
@@ -137,24 +135,32 @@ class Uplink:
             obstacle=cloud.obstacle,
             last_error=self._health.last_error,
             connection_open=self._transport.open_connections > 0,
-            rate_bytes_per_s=self._measured.link.at(time.monotonic()).median_rate,
+            rate_bytes_per_s=self._measured.path.link.at(time.monotonic()).median_rate,
             rate_log_deviation=link.log_rate_deviation,
             rate_samples=link.samples,
             rtt_ms=link.rtt_ms,
-            rtt_samples=self._measured.rtt.samples,
-            queue_ms=cloud.queue_ms,
+            rtt_samples=self._measured.path.rtt.samples,
+            queue_ms=cloud.queue_ms + cloud.tail_ms,
             inference_ms=cloud.inference_ms,
         )
 
-    def submit(self, body: bytes, media_type: str, deadline_s: float) -> Future[CloudAnswer]:
+    def submit(
+        self,
+        body: bytes,
+        media_type: str,
+        deadline_s: float,
+        receipt: UploadReceipt | None = None,
+    ) -> Future[CloudAnswer]:
         """Upload one image or seed; the future ends by ``deadline_s`` (``time.monotonic``).
 
         It raises ``RemoteError``, ``WireError``, ``LabelsMismatch``, ``ImageError`` (the
         broker's verdict) or ``ConfigError`` (several models fit). Cancelling it withdraws the
-        request; without a session, it closes the connection that it uses.
+        request; without a session, it closes the connection that it uses. ``receipt`` is
+        filled in while it goes on.
         """
+        receipt = receipt or UploadReceipt()
         try:
-            return self._thread.submit(self._offload(body, media_type, deadline_s))
+            return self._thread.submit(self._offload(body, media_type, deadline_s, receipt))
         except RuntimeError:
             refused: Future[CloudAnswer] = Future()
             refused.set_exception(NetworkUnreachable("this EdgeRuntime is being closed"))
@@ -194,7 +200,9 @@ class Uplink:
 
     # In the event loop: one image ---------------------------------------------------
 
-    async def _offload(self, body: bytes, media_type: str, deadline_s: float) -> CloudAnswer:
+    async def _offload(
+        self, body: bytes, media_type: str, deadline_s: float, receipt: UploadReceipt
+    ) -> CloudAnswer:
         started = time.monotonic()
         try:
             async with asyncio.timeout_at(deadline_s):
@@ -203,7 +211,7 @@ class Uplink:
                     await self._warm()
                     self._health.require_closed()
                 model = await self._find()
-                reply, timing = await self._upload(model, body, media_type, deadline_s)
+                reply, timing = await self._upload(model, body, media_type, deadline_s, receipt)
         except TimeoutError:
             waited_ms = (time.monotonic() - started) * 1e3
             late = DeadlineExceeded(f"no answer of the broker within {waited_ms:.0f} ms")
@@ -217,7 +225,12 @@ class Uplink:
         )
 
     async def _upload(
-        self, model: ServedModel, body: bytes, media_type: str, deadline_s: float
+        self,
+        model: ServedModel,
+        body: bytes,
+        media_type: str,
+        deadline_s: float,
+        receipt: UploadReceipt,
     ) -> tuple[CloudReply, ServerTiming]:
         sent = time.monotonic()
         left_ms = int((deadline_s - sent) * 1e3)
@@ -225,7 +238,6 @@ class Uplink:
             raise TimeoutError
         window_bytes = self._measured.window_bytes(sent)
         set_up = self._setup_round_trips()
-        receipt = UploadReceipt()
         request = predict_request(
             model.name, body, media_type, left_ms, self._api_key, self._accept, receipt
         )
