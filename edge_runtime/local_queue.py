@@ -1,7 +1,8 @@
 """The line before the local model: one thread, earliest deadline first.
 
-A run that can no longer end in time is not begun when its request asked for that, and one
-that is not wanted any longer (the cloud was faster) leaves the line. A run under way is not
+A run that can no longer end in time is not begun when its request asked for that and others
+wait, which it would make late as well; alone, a late answer is better than none. One that is
+not wanted any longer (the cloud was faster) leaves the line. A run under way is not
 interrupted: interpreters cannot be.
 """
 
@@ -61,8 +62,8 @@ class LocalQueue:
     ) -> Ticket[T]:
         """Put a run in line. Its future can be cancelled until its turn comes.
 
-        With ``least_ms`` it raises ``DeadlineExceeded`` instead of beginning too late. Raises
-        ``RuntimeError`` after ``close``.
+        With ``least_ms`` it raises ``DeadlineExceeded`` instead of beginning too late while
+        others wait. Raises ``RuntimeError`` after ``close``.
         """
         with self._condition:
             if self._closed:
@@ -118,11 +119,12 @@ class LocalQueue:
                 if not ticket.future.set_running_or_notify_cancel():
                     continue
                 self._running, self._started_s = ticket, time.monotonic()
-            self._run(ticket)
+                others = any(not one.future.cancelled() for one in self._line)
+            self._run(ticket, others)
 
-    def _run(self, ticket: Ticket[Any]) -> None:
+    def _run(self, ticket: Ticket[Any], others: bool) -> None:
         try:
-            late = _too_late(ticket)
+            late = _too_late(ticket) if others else None
             result = None if late is not None else ticket.call()
         except BaseException as error:  # the future's to raise, whatever it is
             late, result = error, None

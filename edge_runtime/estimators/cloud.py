@@ -61,6 +61,21 @@ class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
             state = msgspec.structs.replace(state, hint_ms=float(queue_delay_ms), hint_at_s=now_s)
         return state
 
+    def unanswered(self, waited_ms: float, now_s: float) -> CloudEstimator:
+        """The broker had the whole body for ``waited_ms`` and was given up without an answer.
+
+        A censored sample of an exponential: it adds to the time and not to the count, so the
+        mean grows by all of it (Lawless, Statistical Models for Lifetime Data, section 4.1).
+        """
+        waited_ms -= self.inference_mean_ms
+        if not waited_ms > 0.0:
+            return self
+        return msgspec.structs.replace(
+            self,
+            recent_queue_ms=self.recent_at(now_s) + _RECENT_STEP * waited_ms,
+            recent_s=now_s,
+        )
+
     def _step(self, mean: float, sample: float | None) -> float:
         if sample is None:
             return mean

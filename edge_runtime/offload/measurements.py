@@ -18,7 +18,12 @@ from edge_runtime.contract.wire import (
 from edge_runtime.estimators import LinkEstimator
 from edge_runtime.estimators.energy import RADIO_POWER
 from edge_runtime.estimators.path import PathEstimator
-from edge_runtime.estimators.transfer import INITIAL_WINDOW_BYTES, required_rate, wire_bytes
+from edge_runtime.estimators.transfer import (
+    INITIAL_WINDOW_BYTES,
+    required_rate,
+    upload_ms,
+    wire_bytes,
+)
 from edge_runtime.offload.transport import HttpResponse, UploadReceipt
 from edge_runtime.policies.base import CloudOutlook, LinkOutlook
 
@@ -145,14 +150,24 @@ class Measurements:
         now_s: float,
         receipt: UploadReceipt | None = None,
     ) -> None:
-        """An upload without an answer after ``elapsed_ms``: a bound on the rate.
+        """An upload without an answer after ``elapsed_ms``: somebody is slow.
 
-        Where the broker acknowledged a part, that part is a sample instead. ``round_trips``:
-        of the connection's set-up, if it had to be opened, and one for the answer.
+        The broker, for the time since it had the whole body: as acknowledged, or over plain
+        HTTP as the link's usual rate tells. The link, if it did not have it: what the broker
+        acknowledged is a sample of the rate, and nothing acknowledged a bound.
+        ``round_trips``: of the connection's set-up, if it had to be opened, and one for the
+        answer.
         """
+        path = self.path
+        waited_ms = self._broker_waited_ms(body_bytes, elapsed_ms, round_trips, window_bytes, now_s)
+        if receipt is not None and receipt.multiplexed:
+            whole = 0 < body_bytes <= receipt.received_bytes
+            waited_ms = elapsed_ms - receipt.elapsed_ms - path.rtt.srtt_ms if whole else 0.0
+        if waited_ms > 0.0:
+            cloud = path.cloud.unanswered(waited_ms, now_s)
+            path = self.path = msgspec.structs.replace(path, cloud=cloud)
         if receipt is not None and receipt.rate_reported:
             return
-        path = self.path
         if receipt is not None and receipt.received_bytes >= _MIN_MEASURED_BYTES:
             self._learned(
                 path.link.observe_upload(
@@ -171,6 +186,19 @@ class Measurements:
         budget_ms = elapsed_ms - server_ms - round_trips * path.rtt.srtt_ms
         bound = required_rate(wire_bytes(body_bytes), budget_ms, path.rtt.srtt_ms, window_bytes)
         self._learned(path.link.observe_at_most(bound, now_s))
+
+    def _broker_waited_ms(
+        self,
+        body_bytes: int,
+        elapsed_ms: float,
+        round_trips: int,
+        window_bytes: float,
+        now_s: float,
+    ) -> float:
+        path = self.path
+        rate, rtt_ms = path.link.at(now_s).median_rate, path.rtt.srtt_ms
+        sent_ms = upload_ms(wire_bytes(body_bytes), rate, rtt_ms, window_bytes)
+        return elapsed_ms - round_trips * rtt_ms - sent_ms
 
     def _learned(self, link: LinkEstimator) -> None:
         self.path = msgspec.structs.replace(self.path, link=link)

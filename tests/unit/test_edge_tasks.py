@@ -544,5 +544,5 @@ def test_a_slow_answer_is_held_back_by_the_devices_own() -> None:
         held = edge.generate(7, deadline_ms=1000)
     np.testing.assert_array_equal(held.image, local("generation").image)
     assert held.inference_source is LOCAL
-    assert held.error == "deadline_exceeded"
-    assert held.decision.action is Action.HEDGED
+    assert held.situation.upload is not None  # it was asked for, and given up
+    assert held.deadline_met
