@@ -231,7 +231,9 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         deviation = math.sqrt(variance)
         bound = min(math.log(rate), _MAX_LOG_RATE)
         a = min((bound - mean) / max(deviation, 1e-9), -_MIN_Z)
-        hazard = math.exp(-a * a / 2) / (math.sqrt(2 * math.pi) * 0.5 * math.erfc(a / math.sqrt(2)))
+        hazard = math.exp(-a * a / 2) / (
+            math.sqrt(2 * math.pi) * 0.5 * math.erfc(a / math.sqrt(2))
+        )
         return msgspec.structs.replace(
             self,
             mean=min(mean + deviation * hazard, _MAX_LOG_RATE),

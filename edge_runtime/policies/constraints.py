@@ -45,7 +45,9 @@ def _over_budget(situation: Situation) -> str | None:
         and conditions.charging is not True
     ):
         return "battery_low"
-    if budgets.max_thermal is not None and (_HEAT[conditions.thermal] > _HEAT[budgets.max_thermal]):
+    if budgets.max_thermal is not None and (
+        _HEAT[conditions.thermal] > _HEAT[budgets.max_thermal]
+    ):
         return "too_hot"
     price, most = situation.cloud_price_microusd, budgets.max_price_microusd
     if price is not None and most is not None and price > most:

@@ -28,7 +28,9 @@ def stay_local(situation: Situation, reason: str) -> Decision:
     """LOCAL, or CLOUD_ONLY where there is no local model."""
     if situation.local is None:
         return Decision(action=Action.CLOUD_ONLY, reason="no_local_model")
-    return Decision(action=Action.LOCAL, reason=reason, predicted_local_ms=local_ms(situation))
+    return Decision(
+        action=Action.LOCAL, reason=reason, predicted_local_ms=local_ms(situation)
+    )
 
 
 class LocalOnly:

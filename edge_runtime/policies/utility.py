@@ -177,7 +177,9 @@ class _Turn:
         )
 
     def _forecast(self, left_ms: float, *, warm: bool = False) -> Forecast:
-        return forecast(self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm)
+        return forecast(
+            self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm
+        )
 
     # Turns --------------------------------------------------------------------------
 
@@ -220,7 +222,9 @@ class _Turn:
                 Action.CASCADE, "ask_after_local", later, cascade, price_later, local_ms
             )
             return self._warm(decision, self.left_ms - local_ms) if self._cold() else decision
-        decision = self._decision(Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms)
+        decision = self._decision(
+            Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms
+        )
         return self._warm(decision, self.left_ms - local_ms)
 
     def _hedged(
@@ -303,7 +307,9 @@ class _Turn:
             return self._decision(
                 Action.LOCAL, "prior_gain_below_price", now, expected, price, local_ms
             )
-        decision = self._decision(Action.LOCAL, "cloud_too_late", now, expected, price, local_ms)
+        decision = self._decision(
+            Action.LOCAL, "cloud_too_late", now, expected, price, local_ms
+        )
         return self._warm(decision, self.left_ms)
 
     def go_on(self) -> Decision:
