@@ -25,6 +25,7 @@ from edge_runtime import (
     NearfarError,
     Prediction,
 )
+from edge_runtime.contract.errors import DeadlineExceeded
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.gain import GainCurve
 from edge_runtime.log import DecisionLog, LogEntry, read_log
@@ -140,7 +141,10 @@ def test_a_log_of_a_busy_runtime_replays_bit_for_bit(tmp_path: Path) -> None:
 
         def ask(first: int) -> None:
             for number in range(25):
-                edge.run(photo((first + number) % 6), deadline_ms=deadlines[(first + number) % 5])
+                with contextlib.suppress(DeadlineExceeded):  # hopeless, and others waited
+                    edge.run(
+                        photo((first + number) % 6), deadline_ms=deadlines[(first + number) % 5]
+                    )
 
         threads = [threading.Thread(target=ask, args=(n,)) for n in range(4)]
         for thread in threads:
