@@ -10,6 +10,7 @@ import threading
 import msgspec
 
 from edge_runtime.bundle import Bundle
+from edge_runtime.calibrated import Calibrated
 from edge_runtime.conditions import Conditions, ConditionsSource
 from edge_runtime.contract.errors import BackendUnavailable, ConfigError, NearfarError
 from edge_runtime.contract.tasks import Task, has_labels
@@ -41,7 +42,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     """What every request of one runtime shares."""
 
     task: Task
-    policy: Policy
+    policies: Calibrated
     local: LocalModel | None
     local_error: NearfarError | None
     """Why ``local`` is None although the policy would use it."""
@@ -51,6 +52,11 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     history: History
     recorder: Recorder | None = None
     """None: no decision log was asked for."""
+
+    @property
+    def policy(self) -> Policy:
+        """As it was asked for; a request takes it from ``policies``."""
+        return self.policies.policy
 
 
 def choose_policy(policy: str | Policy, *, connected: bool) -> Policy:

@@ -76,9 +76,9 @@ class LocalQueue:
         return ticket
 
     def ahead(self, ticket: Ticket[Any] | None, deadline_s: float) -> tuple[int, float | None]:
-        """Runs in line before ``ticket`` (None: before a new one with that deadline), and for
-        how many seconds one has been running; None: none is.
+        """Runs in line before ``ticket``, and for how many seconds one has been running.
 
+        ``ticket`` None: before a new one with that deadline. Seconds None: none is running.
         The run of ``ticket`` itself counts as none before it.
         """
         with self._condition:

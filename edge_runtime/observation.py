@@ -76,6 +76,7 @@ def observe(
     ticket: Ticket[LocalAnswer] | None,
     upload: OwnUpload | None,
     answered: bool,
+    gain_reason: str | None,
 ) -> tuple[Situation, Conditions]:
     """The situation now.
 
@@ -105,6 +106,7 @@ def observe(
         conditions=conditions,
         prices=engine.prices,
         budgets=budgets,
+        gain_reason=gain_reason,
         upload=progress,
         arrivals=arrivals,
         memory=memory,

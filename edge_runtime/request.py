@@ -78,6 +78,10 @@ class Request:
             private=private,
         )
         self._top_k = top_k
+        uplink = engine.uplink
+        self._policy, self._gain_reason = engine.policies.now(
+            None if uplink is None else uplink.model_sha256
+        )
         self._lock = threading.RLock()
         self._situation: Situation
         self._decision: Decision
@@ -99,7 +103,9 @@ class Request:
         self._withdrawn = False
         """The policy gave the upload up."""
         self._cloud_error: NearfarError | None = None
-        self._trace = None if engine.recorder is None else engine.recorder.trace(started_s)
+        self._trace = (
+            None if engine.recorder is None else engine.recorder.trace(started_s, self._policy)
+        )
 
     # Called by who waits ------------------------------------------------------------
 
@@ -199,8 +205,9 @@ class Request:
             ticket=ticket,
             upload=upload,
             answered=answered,
+            gain_reason=self._gain_reason,
         )
-        chosen = engine.policy.decide(situation)
+        chosen = self._policy.decide(situation)
         decision = self._feasible(chosen, situation)
         with self._lock:
             if self._trace is not None:

@@ -18,6 +18,7 @@ from typing import Self
 import msgspec
 
 from edge_runtime.bundle import Bundle
+from edge_runtime.calibrated import Calibrated
 from edge_runtime.conditions import ConditionsSource, UnknownConditions, read_conditions
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, NearfarError
@@ -36,6 +37,7 @@ from edge_runtime.engine import (
     open_log,
     open_transport,
 )
+from edge_runtime.gain import GainLookup
 from edge_runtime.history import History
 from edge_runtime.log.recorder import LogSink, Recorder
 from edge_runtime.many import answer_many, answer_many_async, check_concurrency
@@ -157,7 +159,10 @@ class EdgeRuntime:
             )
         self._engine = Engine(
             task=task,
-            policy=chosen,
+            policies=Calibrated(
+                chosen,
+                None if local is None else GainLookup(self._bundle, local.variant.sha256),
+            ),
             local=local,
             local_error=local_error,
             uplink=uplink,
@@ -168,7 +173,6 @@ class EdgeRuntime:
             if sink is None
             else Recorder(
                 sink,
-                policy=chosen,
                 task=task,
                 bundle=f"{self._bundle.manifest.name}@{self._bundle.manifest.version}",
                 variant=None if local is None else local.variant.id,

@@ -16,7 +16,14 @@ import msgspec
 from edge_runtime.contract.errors import DeadlineExceeded, NearfarError
 from edge_runtime.contract.tasks import Task, task_name
 from edge_runtime.contract.wire import ModelRef
-from edge_runtime.log.entries import MAX_STEPS, CloudOutcome, LogEntry, Outcome, Step
+from edge_runtime.log.entries import (
+    MAX_STEPS,
+    CloudOutcome,
+    LogEntry,
+    Outcome,
+    PolicyRecord,
+    Step,
+)
 from edge_runtime.log.parameters import describe_policy
 from edge_runtime.policies.base import Decision, Policy, Situation
 from edge_runtime.results import Result, Timings
@@ -40,22 +47,30 @@ _CALLER_LEFT: Final = "abandoned"
 class Recorder:
     """What all entries of one runtime share, and where they go."""
 
-    def __init__(
-        self, sink: LogSink, *, policy: Policy, task: Task, bundle: str, variant: str | None
-    ) -> None:
+    def __init__(self, sink: LogSink, *, task: Task, bundle: str, variant: str | None) -> None:
         self._sink = sink
         self._labels = bool(getattr(sink, "labels", False))
-        self._policy = describe_policy(policy)
+        self._described: tuple[Policy | None, PolicyRecord] = (None, PolicyRecord(name=""))
         self._task, self._bundle, self._variant = task_name(task), bundle, variant
         self._nearfar = installed_version("nearfar")
         self._failed = False
 
-    def trace(self, started_s: float) -> Trace:
-        """For one request; ``started_s`` as in ``Request``."""
-        return Trace(self, time.time() - (time.monotonic() - started_s))
+    def trace(self, started_s: float, policy: Policy) -> Trace:
+        """For one request that ``policy`` decides; ``started_s`` as in ``Request``."""
+        known, record = self._described  # replaced whole: any thread may
+        if known is not policy:
+            record = describe_policy(policy)
+            self._described = (policy, record)
+        return Trace(self, time.time() - (time.monotonic() - started_s), record)
 
     def record(
-        self, unix_s: float, request: str, steps: list[Step], outcome: Outcome, label: str | None
+        self,
+        unix_s: float,
+        request: str,
+        policy: PolicyRecord,
+        steps: list[Step],
+        outcome: Outcome,
+        label: str | None,
     ) -> None:
         """Make the entry and hand it over."""
         if self._labels and label is not None:
@@ -69,7 +84,7 @@ class Recorder:
                     task=self._task,
                     bundle=self._bundle,
                     variant=self._variant,
-                    policy=self._policy,
+                    policy=policy,
                     steps=tuple(steps),
                     outcome=outcome,
                 )
@@ -83,8 +98,9 @@ class Recorder:
 class Trace:
     """Notes of one request. Calls come from several threads, under the request's lock."""
 
-    def __init__(self, recorder: Recorder, unix_s: float) -> None:
+    def __init__(self, recorder: Recorder, unix_s: float, policy: PolicyRecord) -> None:
         self._recorder = recorder
+        self._policy = policy
         self._unix_s = unix_s
         self._steps: list[Step] = []
         self._uploaded_bytes = 0
@@ -157,4 +173,4 @@ class Trace:
         return "cancelled" if self._asked else "not_asked"
 
     def _end(self, outcome: Outcome, label: str | None) -> None:
-        self._recorder.record(self._unix_s, uuid4().hex, self._steps, outcome, label)
+        self._recorder.record(self._unix_s, uuid4().hex, self._policy, self._steps, outcome, label)

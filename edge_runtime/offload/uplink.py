@@ -125,6 +125,12 @@ class Uplink:
         )
         return link, cloud
 
+    @property
+    def model_sha256(self) -> str | None:
+        """Digest of the cloud model that answers for this bundle; None: not known yet."""
+        model = self._model
+        return None if model is None else model.sha256
+
     def status(self) -> BrokerStatus:
         """The same for people."""
         link, cloud = self.outlook("unknown")

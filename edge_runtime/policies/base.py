@@ -212,6 +212,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     conditions: Conditions = Conditions()
     prices: Prices = Prices()
     budgets: Budgets = Budgets()
+    gain_reason: str | None = None
+    """Where the policy's gain comes from: a code of ``edge_runtime.gain``; None: from its
+    caller, or it has none."""
     upload: UploadProgress | None = None
     """None: nothing of this request was submitted."""
     cloud_price_microusd: float | None = None

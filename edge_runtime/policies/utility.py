@@ -36,7 +36,7 @@ from edge_runtime.policies.base import (
 )
 from edge_runtime.policies.constraints import cloud_obstacle, may_warm_up, must_ask
 from edge_runtime.policies.forecast import Forecast, forecast, setup_ms
-from edge_runtime.policies.gain import CONFIDENCE_NODES, GainPrior
+from edge_runtime.policies.gain import CONFIDENCE_NODES, Gain, GainPrior
 
 __all__ = ["MODE_PRICES", "ExpectedUtility", "UtilityMode"]
 
@@ -88,15 +88,21 @@ class ExpectedUtility:
     def __init__(
         self,
         mode: UtilityMode = "balanced",
-        gain: GainPrior | None = None,
+        gain: Gain | None = None,
         prices: Prices | None = None,
     ) -> None:
         self.mode = mode
         self.name = f"ExpectedUtility:{mode}"
-        self.gain = gain or GainPrior()
+        self.gain: Gain = gain or GainPrior()
+        self.gain_is_prior = gain is None
         self.prices = prices or MODE_PRICES[mode]
-        self._signed = tuple(self.gain.signed(c) for c in CONFIDENCE_NODES)
-        self._gains = tuple((self.gain.signed(c), self.gain.cloud(c)) for c in CONFIDENCE_NODES)
+        nodes = self.gain.nodes or CONFIDENCE_NODES
+        self._signed = tuple(self.gain.signed(c) for c in nodes)
+        self._gains = tuple((self.gain.signed(c), self.gain.cloud(c)) for c in nodes)
+
+    def with_gain(self, gain: Gain) -> ExpectedUtility:
+        """The same mode and prices with a measured gain."""
+        return ExpectedUtility(self.mode, gain, self.prices)
 
     def decide(self, situation: Situation) -> Decision:
         """What to do now; see the module for when it is asked."""

@@ -16,9 +16,6 @@ from edge_runtime.gain.build import today
 from edge_runtime.gain.report import describe, to_html
 from edge_runtime.gain.store import (
     GAIN_REASONS,
-    CloudModel,
-    GainProvenance,
-    GainRecord,
     gain_path,
     read_gain,
     write_gain,
@@ -26,37 +23,9 @@ from edge_runtime.gain.store import (
 from edge_runtime.policies.adaptive import Adaptive, GainPrior
 from edge_runtime.policies.base import Action
 from tests.support.bundles import tiny_bundle
+from tests.support.gains import CLOUD, OTHER, VARIANT, record
 from tests.support.log_entries import situation
 from tests.support.reports import HOSTILE
-
-VARIANT, CLOUD, OTHER = "a" * 64, "b" * 64, "c" * 64
-
-
-def record(**changes: object) -> GainRecord:
-    values: dict[str, object] = {
-        "bundle": "tiny@1.0.0",
-        "variant": "tflite-fp32",
-        "variant_sha256": VARIANT,
-        "cloud": CloudModel(name="large", version="1", sha256=CLOUD),
-        "task": "classification",
-        "evidence": "labels",
-        "agreement_metric": "share of images with the same first class",
-        "knots": ((0.2, 0.5), (0.6, 0.25), (0.9, -0.1)),
-        "own": ((0.2, 0.3), (0.9, 0.95)),
-        "nodes": (0.4, 0.9),
-        "local_right": 0.7,
-        "cloud_right": 0.9,
-        "agreement": 0.75,
-        "prior": GainPrior(),
-        "calibration": None,
-        "held_out": None,
-        "held_out_prior": None,
-        "provenance": GainProvenance(
-            images=100, skipped=1, data_sha256="d" * 64, split=None, date="2026-01-02",
-            nearfar="0.1.0",
-        ),
-    }  # fmt: skip
-    return GainRecord(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture
