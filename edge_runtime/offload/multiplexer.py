@@ -68,6 +68,8 @@ class Sending:
         self.first_byte_s: float | None = None
         self.body = memoryview(body)
         self.requested_s: float | None = None
+        self.first_in_line = False
+        """Nothing was under way when it was sent."""
         self.marks: deque[tuple[int, float]] = deque()
         """``(end in the body, when sent)`` of DATA frames without a PROGRESS."""
         self.arrivals: deque[Arrival] = deque()
@@ -106,6 +108,8 @@ class Hinted(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_delay_ms: int | None
     draining: bool = False
+    round_trip_s: float | None = None
+    """From REQUEST to ADMIT, where nothing was under way before it."""
 
 
 class Ponged(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,7 +200,9 @@ class Multiplexer:
         if self._frames:
             frame = self._frames.popleft()
             if isinstance(frame, Request):
-                self._open[frame.id].requested_s = now_s
+                asked = self._open[frame.id]
+                asked.requested_s = now_s
+                asked.first_in_line = self.window.in_flight_bytes == 0
             elif isinstance(frame, Ping):
                 self._pings[frame.id] = now_s
             return frame
@@ -277,11 +283,14 @@ class Multiplexer:
     def _admit(self, frame: Admit, sending: Sending, now_s: float) -> Hinted:
         sending.admitted = True
         self._admitted_s = now_s
+        round_trip_s = None
         if sending.requested_s is not None:
-            self.window.observe_round_trip(now_s - sending.requested_s, now_s)
+            waited_s = now_s - sending.requested_s
+            self.window.observe_round_trip(waited_s, now_s)
+            round_trip_s = waited_s if sending.first_in_line else None
         if frame.received_bytes:  # a retry: the broker has the body from the first try
             sending.size_bytes = sending.sent_bytes
-        return Hinted(queue_delay_ms=frame.queue_delay_ms)
+        return Hinted(queue_delay_ms=frame.queue_delay_ms, round_trip_s=round_trip_s)
 
     def _progress(self, frame: Progress, now_s: float) -> None:
         sending = self._open.get(frame.id) or self._leaving.get(frame.id)

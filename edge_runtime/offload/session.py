@@ -228,6 +228,8 @@ class Session:
             self.draining = self.draining or event.draining
             if self._listener is not None and event.queue_delay_ms is not None:
                 self._listener.queue_delay(event.queue_delay_ms)
+            if self._listener is not None and event.round_trip_s is not None:
+                self._listener.round_trip(event.round_trip_s * 1e3)
         else:
             self.refusal = event.why
             for sending in tuple(self._multiplexer.open.values()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import socket
 import ssl
 import subprocess
@@ -29,6 +28,7 @@ from edge_runtime import (
 )
 from edge_runtime.offload.client import AiohttpTransport
 from tests.support.bundles import LABELS, photo, tiny_bundle
+from tests.support.certificates import certificate
 from tests.support.fault_broker import FaultBroker
 
 BUNDLE = Bundle.open(tiny_bundle())
@@ -190,23 +190,6 @@ def test_adaptive_from_many_threads_meets_its_deadlines() -> None:
 
 
 # TLS ------------------------------------------------------------------------------------
-
-
-def certificate(folder: Path, address: str) -> tuple[Path, ssl.SSLContext]:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("the openssl command is not installed")
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
-         "-nodes", "-keyout", str(key), "-out", str(cert), "-days", "2", "-subj", "/CN=test",
-         "-addext", f"subjectAltName={address}"],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(cert, key)
-    return cert, server
 
 
 def test_an_unknown_certificate_is_refused(tmp_path: Path) -> None:

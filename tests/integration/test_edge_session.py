@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from edge_runtime import Bundle, DeadlineExceeded, EdgeRuntime, InferenceSource,
 from edge_runtime.conditions import Conditions
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import NetworkUnreachable
-from edge_runtime.contract.frames import SESSION_PATH
+from edge_runtime.contract.frames import SESSION_PATH, SUBPROTOCOL
 from edge_runtime.contract.wire import decode_answer, decode_problem
 from edge_runtime.offload.client import AiohttpTransport
 from edge_runtime.offload.messages import health_request, models_request, predict_request
@@ -31,10 +33,11 @@ from edge_runtime.simulation.relay import Relay
 from tests.support import broker_images as images
 from tests.support.broker import broker_here, until
 from tests.support.bundles import photo, servable, tiny_bundle
+from tests.support.certificates import certificate
 from tests.support.servables import shared_servable
 from tests.support.sessions import held, metric
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 
 def noise(size_bytes: int) -> bytes:
@@ -216,7 +219,7 @@ async def test_rate_and_round_trip_are_those_of_the_link(broker: RunningBroker):
     assert receipt.rate_reported
     assert len(heard.rates) >= 3
     assert np.median(heard.rates) == pytest.approx(250_000, rel=0.15)
-    assert heard.round_trips == [pytest.approx(60, abs=40)]
+    assert heard.round_trips == [pytest.approx(60, abs=40)] * 2  # ADMIT's and PONG's
     assert len(heard.delays) >= 1
 
 
@@ -414,6 +417,49 @@ async def test_the_deadline_withdraws_a_request(broker: RunningBroker):
         assert receipt.sent_bytes < len(BIG) / 2
         assert (await upload(transport, images.png())).status == 200
     assert metric(broker, "nearfar_session_cancels_total", phase="uploading") == before + 1
+
+
+@contextlib.asynccontextmanager
+async def terminator(broker: RunningBroker, context: ssl.SSLContext) -> AsyncIterator[str]:
+    """A proxy that speaks TLS to devices and plain TCP to the broker."""
+    port = int(broker.url.rpartition(":")[2])
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(carry(reader, inner_writer), carry(inner_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def test_a_session_speaks_tls_and_verifies_the_certificate(
+    broker: RunningBroker, tmp_path: Path
+):
+    cert, context = certificate(tmp_path, "IP:127.0.0.1")
+    trusted = ssl.create_default_context(cafile=str(cert))
+    async with terminator(broker, context) as url:
+        transport = SessionTransport(AiohttpTransport(url, tls=trusted), api_key=None)
+        await transport.send(models_request(None))
+        await until(lambda: transport.session_open)
+        assert (await upload(transport, BIG)).status == 200
+        assert transport.secure
+        await transport.aclose()
+        stranger = AiohttpTransport(url)
+        with pytest.raises(NetworkUnreachable, match="certificate"):
+            await stranger.open_websocket(
+                SESSION_PATH, protocol=SUBPROTOCOL, max_frame_bytes=limits.MAX_FRAME_BYTES
+            )
+        await stranger.aclose()
 
 
 # The whole runtime -----------------------------------------------------------------------------

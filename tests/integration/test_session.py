@@ -41,7 +41,7 @@ from tests.support.servables import shared_servable
 from tests.support.sessions import device, held, metric
 from tests.support.tasks import task_servable
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 PAGE = "https://app.example"
 LARGE = images.png(1, 400, 300)

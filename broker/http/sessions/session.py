@@ -74,6 +74,7 @@ class _Exchange:
 
     trace: Trace
     upload: SessionUpload
+    status: int = CLIENT_LEFT
     task: asyncio.Task[None] | None = None
 
 
@@ -276,6 +277,8 @@ class Session:
         self._exchanges[frame.id] = exchange
         self._services.in_flight += 1
         exchange.task = asyncio.create_task(self._serve(exchange, frame, crowded))
+        # Not in a finally of the task: one that is canceled before its first step has none.
+        exchange.task.add_done_callback(lambda _: self._close(exchange))
 
     def _crowded(self, frame: Request) -> Overloaded | None:
         """Why this session can carry no further request now."""
@@ -317,7 +320,6 @@ class Session:
 
     async def _serve(self, exchange: _Exchange, frame: Request, crowded: Overloaded | None) -> None:
         services, trace = self._services, exchange.trace
-        status = 200
         try:
             if crowded is not None:
                 raise crowded
@@ -326,29 +328,28 @@ class Session:
             ask = read_ask(services, trace, frame)
             reply = await answer_once(services, trace, ask, self._upload_rate, exchange.upload)
             self._answer(frame, trace, reply)
+            exchange.status = 200
         except NearfarError as error:
-            status = status_of(error)
-            trace.code = error.code
-            self._fail(frame.id, trace, error, status)
-        except asyncio.CancelledError:
-            status = CLIENT_LEFT
-            raise
+            exchange.status, trace.code = status_of(error), error.code
+            self._fail(frame.id, trace, error, exchange.status)
         except Exception:
             _LOG.exception("request %s failed in a way nobody foresaw", trace.request_id)
-            status, trace.code = 500, BrokerFault.code
-            self._fail(frame.id, trace, BrokerFault(INTERNAL_DETAIL), status)
-        finally:
-            services.in_flight -= 1
-            exchange.upload.close()
-            self._exchanges.pop(frame.id, None)
-            record_request(
-                services,
-                trace,
-                method="REQUEST",
-                path=SESSION_PATH,
-                status=status,
-                now_s=self._loop.time(),
-            )
+            exchange.status, trace.code = 500, BrokerFault.code
+            self._fail(frame.id, trace, BrokerFault(INTERNAL_DETAIL), exchange.status)
+
+    def _close(self, exchange: _Exchange) -> None:
+        """It has ended, one way or another."""
+        self._services.in_flight -= 1
+        exchange.upload.close()
+        self._exchanges.pop(exchange.upload.id, None)
+        record_request(
+            self._services,
+            exchange.trace,
+            method="REQUEST",
+            path=SESSION_PATH,
+            status=exchange.status,
+            now_s=self._loop.time(),
+        )
 
     def _answer(self, frame: Request, trace: Trace, reply: Reply) -> None:
         assert trace.model is not None  # noqa: S101  # it answered

@@ -115,5 +115,5 @@ class SessionUpload:
             self._timer.cancel()
             self._timer = None
         self._reported_bytes = self.received_bytes
-        t_us = int((now_s - self._arrived_s) * 1e6)
+        t_us = round((now_s - self._arrived_s) * 1e6)
         self._report(Progress(id=self.id, received_bytes=self.received_bytes, t_us=t_us))
