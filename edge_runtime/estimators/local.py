@@ -37,3 +37,7 @@ class LocalEstimator(msgspec.Struct, frozen=True, kw_only=True):
         ordered = sorted(self.latencies_ms)
         rank = math.ceil(q * len(ordered))
         return ordered[min(max(rank, 1), len(ordered)) - 1]
+
+    def recent_quantile_ms(self, q: float, last: int = 12) -> float:
+        """``quantile_ms`` of the last runs only: heat slows a device within seconds."""
+        return LocalEstimator(latencies_ms=self.latencies_ms[-last:]).quantile_ms(q)

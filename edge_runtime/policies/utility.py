@@ -20,7 +20,11 @@ from typing import Final, Literal
 import msgspec
 
 from edge_runtime.estimators.energy import RadioPower, radio_power
-from edge_runtime.estimators.transfer import CONNECTION_KEPT_S, wire_bytes
+from edge_runtime.estimators.transfer import (
+    CONNECTION_KEPT_S,
+    INITIAL_WINDOW_BYTES,
+    wire_bytes,
+)
 from edge_runtime.policies.base import (
     Action,
     CloudOutlook,
@@ -40,17 +44,22 @@ UtilityMode = Literal["accuracy", "balanced", "saver"]
 
 MODE_PRICES: Final[dict[str, Prices | None]] = {
     "accuracy": Prices(
-        per_megabyte=0.002, per_metered_megabyte=0.05, per_joule=0.0001, per_second=0.001
+        per_megabyte=0.01, per_metered_megabyte=0.1, per_joule=0.0003, per_second=0.002
     ),
     "balanced": None,
-    "saver": Prices(per_megabyte=0.5, per_metered_megabyte=2.0, per_joule=0.01, per_second=0.03),
+    "saver": Prices(per_megabyte=0.5, per_metered_megabyte=2.0, per_joule=0.01, per_second=0.02),
 }
 """None: the runtime's own (``EdgeRuntime(prices=...)``)."""
 
 _UNKNOWN_RADIO_JOULES = 2.0
 """What an upload costs where nothing is known of the radio."""
 _REVIEW_SHARE = 0.8
-_WASTE = 4.0
+_WASTE = 5.0
+_LONG_RUN = 0.25
+_SURE = 0.995
+_START_MARGIN_MS = 10.0
+_WINDOW_KEPT_S = 1.0
+_MIN_SOON = 0.1
 _PING_BYTES = 700.0
 _HANDSHAKE_BYTES = 3800.0
 _MIN_REVIEW_MS = 15.0
@@ -87,6 +96,7 @@ class ExpectedUtility:
         self.gain = gain or GainPrior()
         self.prices = prices or MODE_PRICES[mode]
         self._signed = tuple(self.gain.signed(c) for c in CONFIDENCE_NODES)
+        self._gains = tuple((self.gain.signed(c), self.gain.cloud(c)) for c in CONFIDENCE_NODES)
 
     def decide(self, situation: Situation) -> Decision:
         """What to do now; see the module for when it is asked."""
@@ -152,12 +162,30 @@ class _Turn:
         rate = prices.per_metered_megabyte if spare else prices.per_megabyte
         joules = _UNKNOWN_RADIO_JOULES
         if self.radio is not None:
-            joules = _upload_joules(self.radio, self.link, size_bytes, upload_ms)
+            joules = self._upload_joules(self.radio, size_bytes, upload_ms)
         return Cost(
             prices.per_request + rate * size_bytes / 1e6,
             prices.per_joule * joules,
             prices.per_second * wait_ms / 1e3,
         )
+
+    def _upload_joules(self, radio: RadioPower, size_bytes: float, upload_ms: float) -> float:
+        """Transfer, promotion, and the part of the tail that would not burn anyway.
+
+        The tail burns until the next request, which uses the radio itself; without a rhythm
+        to go by, to its end.
+        """
+        link, arrivals, tail_s = self.link, self.situation.arrivals, radio.tail_s
+        silence_s = tail_s if link.idle_ms is None else min(link.idle_ms / 1e3, tail_s)
+        joules = radio.transfer_joules(size_bytes, upload_ms / 1e3)
+        if silence_s >= tail_s:
+            joules += radio.promotion_joules()
+        burning_s = silence_s
+        if arrivals is not None:
+            burning_s = arrivals.expected_within(tail_s) - arrivals.expected_within(
+                tail_s - silence_s
+            )
+        return joules + radio.tail_joules(burning_s)
 
     def _upload_cost(self, outlook: Forecast, *, waited_ms: float = 0.0) -> Cost:
         """Of a whole upload; ``waited_ms`` would pass without it as well."""
@@ -167,38 +195,100 @@ class _Turn:
         )
 
     def _forecast(self, left_ms: float, *, warm: bool = False) -> Forecast:
-        return forecast(
-            self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm
-        )
+        return forecast(self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm)
 
     # Turns --------------------------------------------------------------------------
 
     def begin(self) -> Decision:
-        """Nothing has run yet: the device alone, first, or both at once?"""
+        """Nothing has run yet: device alone, device first, both at once, or cloud first?
+
+        Values are expected right answers less prices; a local run also costs its energy and
+        the wait of requests that may come meanwhile.
+        """
         local_ms = self.local.queue_wait_ms + self.local.p50_ms
+        p_local = self._p_local(self.left_ms, self.local.queue_wait_ms)
         now = self._forecast(self.left_ms)
         later = self._forecast(self.left_ms - local_ms)
         signed = self.policy._signed
+        share = 1.0 / len(signed)
+        keep = self._future_worth()
         price_now = self._upload_cost(now, waited_ms=local_ms)
         price_later = self._upload_cost(later)
-        sunk, sunk_paid = self._sunk(local_ms, price_now)
-        rest = price_now.total - sunk_paid
-        share = 1.0 / len(signed)
-        hedged = sum(max(0.0, g * now.p_in_time - rest) for g in signed) * share - sunk
-        cascade = sum(max(0.0, g * later.p_in_time - price_later.total) for g in signed) * share
-        if hedged > cascade and hedged > 0:
-            return self._decision(
-                Action.HEDGED, "hedge_pays", now, hedged + sunk, price_now, local_ms
+        run = self._run_cost(now.p_in_time)
+        cascade = (
+            p_local
+            * share
+            * sum(max(0.0, g * later.p_in_time + keep - price_later.total) for g in signed)
+        )
+        # a run that the cloud's answer cuts short costs less
+        cut = now.p_in_time * max(0.0, 1.0 - now.cloud_ms / max(local_ms, 1.0))
+        hedged, awaits = self._hedged(now, price_now, p_local, local_ms, keep, run * cut)
+        first, start_ms = self._cloud_first(now, p_local, run, keep)
+        best = max(hedged, cascade, first)
+        if best > 0.0 and best == first:
+            decision = self._decision(
+                Action.CLOUD_FIRST, "cloud_before_local", now, first, price_now, local_ms
             )
-        if cascade > 0:
+            return msgspec.structs.replace(decision, local_start_ms=start_ms)
+        if best > 0.0 and best == hedged:
+            decision = self._decision(
+                Action.HEDGED, "hedge_pays", now, hedged + price_now.total, price_now, local_ms
+            )
+            return msgspec.structs.replace(decision, await_local=awaits)
+        if cascade > 0.0:
             decision = self._decision(
                 Action.CASCADE, "ask_after_local", later, cascade, price_later, local_ms
             )
             return self._warm(decision, self.left_ms - local_ms) if self._cold() else decision
-        decision = self._decision(
-            Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms
-        )
+        decision = self._decision(Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms)
         return self._warm(decision, self.left_ms - local_ms)
+
+    def _hedged(
+        self,
+        now: Forecast,
+        price: Cost,
+        p_local: float,
+        local_ms: float,
+        keep: float,
+        saved: float,
+    ) -> tuple[float, bool]:
+        """What both at once is worth more than the device alone; whether to wait for both.
+
+        ``saved``: of the local run, when the cloud's answer cuts it short.
+        """
+        p, share = now.p_in_time, 1.0 / len(self.policy._signed)
+        if local_ms <= now.cloud_ms:  # the confidence comes first and may end the upload
+            sunk, paid = self._sunk(local_ms, price)
+            rest = price.total - paid
+            value = sum(
+                max(0.0, p * (p_local * g + (1.0 - p_local) * q) + keep - rest)
+                for g, q in self.policy._gains
+            )
+            return value * share - sunk, False
+        with_both = share * sum(max(0.0, -g) for g in self.policy._signed) * p * p_local
+        wait_ms = local_ms - now.cloud_ms
+        awaits = with_both > self.prices.per_second * wait_ms / 1e3 + saved
+        value = share * sum(
+            p * (p_local * (max(0.0, g) if awaits else g) + (1.0 - p_local) * q)
+            for g, q in self.policy._gains
+        )
+        return value + keep + (0.0 if awaits else saved) - price.total, awaits
+
+    def _cloud_first(
+        self, now: Forecast, p_local: float, run: float, keep: float
+    ) -> tuple[float, float]:
+        """The same for the cloud first, and when the local run would have to start."""
+        start_ms = self._latest_start_ms()
+        if start_ms <= 0.0 or self.local.p50_ms < _LONG_RUN * self.situation.deadline_ms:
+            return 0.0, 0.0
+        early = self._forecast(start_ms).p_in_time
+        p, share = now.p_in_time, 1.0 / len(self.policy._signed)
+        late = self._p_local(self.left_ms - start_ms, self.local.queue_wait_ms)
+        value = share * sum(
+            p * q + (1.0 - p) * late * (q - g) - p_local * (q - g) for g, q in self.policy._gains
+        )
+        price = self._upload_cost(now, waited_ms=now.cloud_ms)
+        return value + keep - price.total + run * early, start_ms
 
     def after_local(self, confidence: float) -> Decision:
         """The local answer is held: is the cloud's worth its price?"""
@@ -206,7 +296,8 @@ class _Turn:
         price = self._upload_cost(outlook)
         gain = self.policy.gain.gain(confidence)
         expected = gain * outlook.p_in_time
-        if expected > price.total or must_ask(self.situation):
+        keep = self._future_worth() if gain > 0.0 else 0.0
+        if expected + keep > price.total or must_ask(self.situation):
             return self._decision(Action.CASCADE, "gain_above_price", outlook, expected, price)
         free = self._cost(self.situation.upload_bytes, 0.0, 0.0)
         if gain <= free.bytes_ + free.time:
@@ -231,9 +322,7 @@ class _Turn:
             return self._decision(
                 Action.LOCAL, "prior_gain_below_price", now, expected, price, local_ms
             )
-        decision = self._decision(
-            Action.LOCAL, "cloud_too_late", now, expected, price, local_ms
-        )
+        decision = self._decision(Action.LOCAL, "cloud_too_late", now, expected, price, local_ms)
         return self._warm(decision, self.left_ms)
 
     def go_on(self) -> Decision:
@@ -246,19 +335,39 @@ class _Turn:
         rest_bytes = max(0.0, upload.wire_bytes - upload.acknowledged_bytes)
         wait_ms = min(outlook.cloud_ms, max(self.left_ms, 0.0))
         confidence = self.situation.confidence
+        share = 1.0 / len(self.policy._signed)
+        p_local = 1.0
         if confidence is None:
-            left_ms = self.local.left_ms
-            wait_ms = max(0.0, wait_ms - (left_ms or 0.0))
-            gains = self.policy._signed
+            p_local = self._p_local(self.left_ms, self.local.left_ms)
+            wait_ms = max(0.0, wait_ms - (self.local.left_ms or 0.0))
+            gain = share * sum(
+                p_local * max(0.0, g) + (1.0 - p_local) * q for g, q in self.policy._gains
+            )
         else:
-            gains = (self.policy.gain.signed(confidence),)
+            gain = self.policy.gain.gain(confidence)
         price = self._cost(rest_bytes, wait_ms, 0.0)
         price = msgspec.structs.replace(price, energy=0.0)
-        expected = sum(max(0.0, g) for g in gains) / len(gains) * outlook.p_in_time
-        if expected > price.total or (must_ask(self.situation) and outlook.p_in_time > 0.0):
-            return self._decision(Action.HEDGED, "gain_above_price", outlook, expected, price)
-        reason = "confident" if max(gains) <= 0.0 else "cloud_too_late"
-        return self._decision(Action.LOCAL, reason, outlook, expected, price)
+        expected = gain * outlook.p_in_time
+        worth = expected > price.total or (must_ask(self.situation) and outlook.p_in_time > 0.0)
+        if not worth:
+            reason = "confident" if gain <= 0.0 else "cloud_too_late"
+            return self._decision(Action.LOCAL, reason, outlook, expected, price)
+        waits = confidence is None and self.local.left_ms is None
+        if not waits:
+            decision = self._decision(Action.HEDGED, "gain_above_price", outlook, expected, price)
+            left_ms = self.local.left_ms or 0.0
+            both = share * p_local * sum(max(0.0, -g) for g in self.policy._signed)
+            run = self._run_cost(outlook.p_in_time) * min(1.0, left_ms / self.local.p50_ms)
+            awaits = both > self.prices.per_second * left_ms / 1e3 + run
+            awaits = awaits and confidence is None
+            return msgspec.structs.replace(decision, await_local=awaits)
+        start_ms = self._latest_start_ms()
+        if start_ms <= 0.0:  # now or never: is the local answer needed?
+            start_ms = 0.0 if outlook.p_in_time < _SURE else math.inf
+        decision = self._decision(
+            Action.CLOUD_FIRST, "cloud_before_local", outlook, expected, price
+        )
+        return msgspec.structs.replace(decision, local_start_ms=start_ms)
 
     # Parts --------------------------------------------------------------------------
 
@@ -273,6 +382,64 @@ class _Turn:
         by_rate = 2.718281828 ** min(self.link.log_rate_mean, 25.0) * sending_ms / 1e3
         share = min(1.0, min(by_window, by_rate) / self.size)
         return price.energy + _WASTE * price.bytes_ * share, price.energy + price.bytes_ * share
+
+    def _p_local(self, left_ms: float, wait_ms: float | None) -> float:
+        """P(a local run ends within ``left_ms``): log-normal around its median.
+
+        ``wait_ms``: before it starts; for a run under way, until it should end.
+        """
+        local = self.local
+        if not local.p50_ms > 0.0:
+            return 1.0
+        spread = max(math.log(max(local.p95_ms / local.p50_ms, 1.0)) / 1.645, 0.05)
+        if local.left_ms is not None:
+            z = (left_ms - local.left_ms) / (spread * local.p50_ms)
+        else:
+            room_ms = left_ms - (local.queue_wait_ms if wait_ms is None else wait_ms)
+            if room_ms <= 0.0:
+                return 0.0
+            z = math.log(room_ms / local.p50_ms) / spread
+        return 0.5 * math.erfc(-z / math.sqrt(2.0))
+
+    def _latest_start_ms(self) -> float:
+        """How long a local run can wait and still end in time, almost surely."""
+        local = self.local
+        return self.left_ms - local.queue_wait_ms - 1.1 * local.p95_ms - _START_MARGIN_MS
+
+    def _mean_confidence(self) -> float:
+        return sum(q - g for g, q in self.policy._gains) / len(self.policy._gains)
+
+    def _run_cost(self, p_cloud: float) -> float:
+        """Of one local run: its energy, and what it takes from others.
+
+        Those are the requests that come while it occupies the device and whose cloud answer
+        fails as well.
+        """
+        run_s = self.local.p50_ms / 1e3
+        energy = self.prices.per_joule * self.local.watts * run_s
+        arrivals = self.situation.arrivals
+        if arrivals is None:
+            return energy
+        return energy + (1.0 - p_cloud) * self._mean_confidence() * arrivals.within(run_s)
+
+    def _future_worth(self) -> float:
+        """An upload leaves TCP's window open for a request that comes within a second."""
+        arrivals = self.situation.arrivals
+        if arrivals is None:
+            return 0.0
+        soon = arrivals.within(_WINDOW_KEPT_S)
+        if soon < _MIN_SOON:
+            return 0.0
+        open_ = msgspec.structs.replace(
+            self.link,
+            promotion_ms=0.0,
+            setup_round_trips=0,
+            window_bytes=INITIAL_WINDOW_BYTES + self.size,
+            in_flight_bytes=0,
+        )
+        shut = msgspec.structs.replace(open_, window_bytes=float(INITIAL_WINDOW_BYTES))
+        left_ms = self.situation.deadline_ms
+        return soon * max(0.0, self._worth(open_, left_ms) - self._worth(shut, left_ms))
 
     def _cold(self) -> bool:
         return self.link.promotion_ms > 0 or self.link.setup_round_trips > 0
@@ -375,14 +542,3 @@ def _radio(situation: Situation) -> RadioPower | None:
         return situation.radio
     link_type = situation.conditions.link_type
     return None if link_type in ("unknown", "none") else radio_power(link_type)
-
-
-def _upload_joules(
-    radio: RadioPower, link: LinkOutlook, size_bytes: float, upload_ms: float
-) -> float:
-    """Transfer, promotion, and the part of the tail that would not burn anyway."""
-    silence_s = radio.tail_s if link.idle_ms is None else link.idle_ms / 1e3
-    joules = radio.transfer_joules(size_bytes, upload_ms / 1e3)
-    if silence_s >= radio.tail_s:
-        joules += radio.promotion_joules()
-    return joules + radio.tail_joules(min(silence_s, radio.tail_s))

@@ -49,6 +49,7 @@ from edge_runtime.simulation.world import World
 __all__ = ["DeviceRun", "Outcome"]
 
 _PING_TIMEOUT_S = 3.0
+_MIN_WAIT_MS = 5.0
 _START_RATIO = 0.25  # quantile of the local latency that must fit for a run to start
 
 
@@ -144,7 +145,8 @@ class DeviceRun:
         self._arrivals = ArrivalEstimator()
         self._memory = BaselineMemory()
         median_ms = world.device.local_median_ms
-        self._local = LocalEstimator.of([median_ms] * 5)
+        self._local = LocalEstimator.of([0.9 * median_ms, median_ms, 1.1 * median_ms])
+        self._latency_ms = (median_ms, 1.2 * median_ms)
         seeded = random.Random(world.seed)  # noqa: S311  # jitter of a breaker, no secret
         self._breaker = Breaker(seeded.random)
         self._requests: list[_Request] = []
@@ -174,9 +176,7 @@ class DeviceRun:
 
     def _note(self, kind: str, request: int = -1, detail: str = "") -> None:
         if self._timeline:
-            self.events.append(
-                Event(time_s=self._now, kind=kind, request=request, detail=detail)
-            )
+            self.events.append(Event(time_s=self._now, kind=kind, request=request, detail=detail))
 
     # What the device knows ------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class DeviceRun:
 
     def _local_outlook(self, request: _Request) -> LocalOutlook:
         worker, now = self._worker, self._now
-        p50_ms = self._local.quantile_ms(0.5)
+        p50_ms, p95_ms = self._latency_ms
         wait_ms = 0.0
         if worker.running is not None:
             wait_ms = max(p50_ms - (now - worker.started_s) * 1e3, 0.1 * p50_ms)
@@ -240,7 +240,7 @@ class DeviceRun:
             left_ms = wait_ms + (worker.line.index(request.index) + 1) * p50_ms
         return LocalOutlook(
             p50_ms=p50_ms,
-            p95_ms=self._local.quantile_ms(0.95),
+            p95_ms=p95_ms,
             queue_wait_ms=wait_ms + p50_ms * len(worker.line),
             left_ms=left_ms,
             watts=self._world.device.local_watts,
@@ -338,9 +338,7 @@ class DeviceRun:
         action = decision.action
         if action is Action.CLOUD_ONLY:
             self._upload(request)
-            self._at(
-                self._now + self._world.constants.run.http_timeout_s, self._give_up, request
-            )
+            self._at(self._now + self._world.constants.run.http_timeout_s, self._give_up, request)
             return
         if action in (Action.LOCAL, Action.CASCADE, Action.HEDGED):
             self._submit_local(request)
@@ -362,7 +360,30 @@ class DeviceRun:
         self._next_local()
 
     def _late_local(self, request: _Request) -> None:
-        self._submit_local(request)
+        """Time for the local run, unless the policy, asked again, sees no need."""
+        if request.done or request.local_submitted:
+            return
+        asks = request.decision.ask_again and not request.cut and not request.cloud_over
+        if not asks or request.plan is None:
+            self._submit_local(request)
+            return
+        self._follow(request, self._decide(request, None))
+
+    def _follow(self, request: _Request, decision: Decision) -> None:
+        """Do what was decided about an upload under way."""
+        if decision.action is Action.LOCAL:
+            self._cut(request)
+            request.cloud_over = True
+            if request.held:
+                self._finish(request, self._now, from_cloud=False)
+            else:
+                self._submit_local(request)
+        elif decision.action is Action.CLOUD_FIRST and not request.local_submitted:
+            if decision.local_start_ms <= 0.0:
+                self._submit_local(request)
+            else:
+                wait_s = max(decision.local_start_ms, _MIN_WAIT_MS) / 1e3
+                self._at(self._now + wait_s, self._late_local, request)
 
     def _late_cloud(self, request: _Request) -> None:
         if not request.done:
@@ -376,7 +397,7 @@ class DeviceRun:
             if request.done:
                 continue
             if request.decision.local_expires:
-                fastest_s = self._local.quantile_ms(_START_RATIO) / 1e3
+                fastest_s = self._local.recent_quantile_ms(_START_RATIO) / 1e3
                 if self._now + fastest_s > request.answer_by_s:
                     self._note("local_expired", index)
                     self._expire(request)
@@ -397,6 +418,10 @@ class DeviceRun:
         run_ms = (self._now - worker.started_s) * 1e3
         worker.stop(self._now)
         self._local = self._local.observe(run_ms)
+        self._latency_ms = (
+            self._local.recent_quantile_ms(0.5),
+            self._local.recent_quantile_ms(0.95),
+        )
         self._note("local_end", request.index)
         self._next_local()
         if not request.done:
@@ -455,9 +480,7 @@ class DeviceRun:
         assert plan is not None  # noqa: S101
         if used_bytes > 0 or plan.begin_s < self._now:
             sent_s = min(plan.up_end_s, until_s)
-            self.meter.used(
-                plan.begin_s, sent_s, until_s, used_bytes, promoted=plan.promoted
-            )
+            self.meter.used(plan.begin_s, sent_s, until_s, used_bytes, promoted=plan.promoted)
         request.outcome.uploaded_bytes += used_bytes
 
     def _cloud_came(self, request: _Request, version: int) -> None:
@@ -489,7 +512,7 @@ class DeviceRun:
             timing,
             (self._now - plan.ready_s) * 1e3,
             window_bytes=plan.window_bytes,
-                        now_s=self._now,
+            now_s=self._now,
         )
         if self._learns:
             self._memory = self._memory.uploaded(
@@ -505,9 +528,7 @@ class DeviceRun:
         if request.version != version or request.cut or plan is None:
             return
         self._active.remove(request)
-        used = plan.setup_bytes + min(
-            plan.most_bytes, crossed_bytes(self._world, plan, self._now)
-        )
+        used = plan.setup_bytes + min(plan.most_bytes, crossed_bytes(self._world, plan, self._now))
         self._bill(request, used, self._now)
         request.outcome.wasted_bytes += used
         request.cut = True
@@ -546,15 +567,9 @@ class DeviceRun:
         if request.cloud_held:
             return
         confidence = self._world.confidence[request.index] if request.held else None
-        if self._decide(request, confidence).action is not Action.LOCAL:
+        self._follow(request, self._decide(request, confidence))
+        if not request.done and not request.cut:
             self._review_later(request)
-            return
-        self._cut(request)
-        request.cloud_over = True
-        if request.held:
-            self._finish(request, self._now, from_cloud=False)
-        elif not request.local_submitted:
-            self._submit_local(request)
 
     def _cut(self, request: _Request) -> None:
         """Cancel the upload; those behind it move up."""
@@ -583,9 +598,7 @@ class DeviceRun:
             free_s = self._path.link_free_s
             rest = used - plan.setup_bytes - crossed_bytes(self._world, plan, self._now)
             if rest > 0 and self._path.connection_used_s > self._now:
-                self._at(
-                    self._path.connection_used_s, self._drained, rest, self._now, free_s
-                )
+                self._at(self._path.connection_used_s, self._drained, rest, self._now, free_s)
         if self._learns:
             self._memory = self._memory.uploaded(
                 plan.wire_bytes,
@@ -599,9 +612,7 @@ class DeviceRun:
             self._plan(other)
 
     def _drained(self, size_bytes: float, cut_s: float, _free_s: float) -> None:
-        self._estimates = self._estimates.drained(
-            size_bytes, (self._now - cut_s) * 1e3, self._now
-        )
+        self._estimates = self._estimates.drained(size_bytes, (self._now - cut_s) * 1e3, self._now)
 
     def _ping(self) -> None:
         if self._active:
@@ -640,9 +651,9 @@ class DeviceRun:
             self._finish(request, self._now, from_cloud=True)
         elif request.held:
             self._finish(request, self._now, from_cloud=False)
-        elif request.index in self._worker.line and request.decision.local_expires:
-            self._finish(request, math.inf, from_cloud=False)
-        elif not request.local_submitted:
+        elif not request.local_submitted or (
+            request.decision.local_expires and request.index in self._worker.line
+        ):
             self._finish(request, math.inf, from_cloud=False)
         else:
             self._cut(request)
