@@ -97,9 +97,7 @@ class BaselineMemory(msgspec.Struct, frozen=True, kw_only=True):
         if len(features) != FEATURES:
             return self.inverse, self.rewards
         rows = range(FEATURES)
-        column = [
-            sum(self.inverse[FEATURES * i + j] * features[j] for j in rows) for i in rows
-        ]
+        column = [sum(self.inverse[FEATURES * i + j] * features[j] for j in rows) for i in rows]
         scale = 1.0 + sum(features[i] * column[i] for i in rows)
         inverse = tuple(
             self.inverse[FEATURES * i + j] - column[i] * column[j] / scale
@@ -111,9 +109,7 @@ class BaselineMemory(msgspec.Struct, frozen=True, kw_only=True):
     def upper_bound(self, features: tuple[float, ...], width: float) -> float:
         """LinUCB (Li et al., WWW 2010): x'theta + width sqrt(x' A^-1 x)."""
         rows = range(FEATURES)
-        column = [
-            sum(self.inverse[FEATURES * i + j] * features[j] for j in rows) for i in rows
-        ]
+        column = [sum(self.inverse[FEATURES * i + j] * features[j] for j in rows) for i in rows]
         mean = sum(column[i] * self.rewards[i] for i in rows)
         spread = sum(column[i] * features[i] for i in rows)
         return mean + width * math.sqrt(max(0.0, spread))

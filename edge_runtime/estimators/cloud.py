@@ -89,7 +89,10 @@ class CloudEstimator(msgspec.Struct, frozen=True, kw_only=True):
         return trust * self.hint_ms + (1.0 - trust) * self.queue_mean_ms
 
     def recent_at(self, now_s: float) -> float:
-        """Mean queue of the last answers, fading into the slow one: overload comes and goes
-        within seconds, and waits are about exponential, so the mean says it all."""
+        """Mean queue of the last answers, fading into the slow one.
+
+        Overload comes and goes within seconds; waits are about exponential, so the mean says
+        it all.
+        """
         trust = math.exp(-max(0.0, now_s - self.recent_s) / _RECENT_TAU_S)
         return trust * self.recent_queue_ms + (1.0 - trust) * self.tail_mean_ms

@@ -56,6 +56,7 @@ _VARIANCE_STEP = 0.1
 _MIN_LONG_RUN_VARIANCE = 0.04
 _FAR = 2.5
 """Deviations, and natural logarithms, below the long-run mean at which a sample is an outage."""
+_KNOWN_SAMPLES = 3
 _OUTAGE_STEP = 0.1
 _OUTAGE_SURE = 0.98
 _MIN_Z = -8.0  # beyond, the truncated tail is numerically empty
@@ -132,6 +133,8 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         return self.outage_share + (self.outage - self.outage_share) * keep
 
     def _far_below(self, log_rate: float) -> bool:
+        if self.samples < _KNOWN_SAMPLES:
+            return False  # a slow link, for all that is known
         gap = _FAR * max(1.0, math.sqrt(self.long_run_variance))
         return log_rate < self.long_run_mean - gap
 
@@ -179,6 +182,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         gain = variance / (variance + self.noise_variance)
         most = _FAR * math.sqrt(self.long_run_variance)
         away = min(max(sample - self.long_run_mean, -most), most)
+        step = max(_MEAN_STEP, 1.0 / (self.samples + 3))
         long_run_variance = self.long_run_variance + _VARIANCE_STEP * (
             away * away - self.long_run_variance
         )
@@ -186,7 +190,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
             self,
             mean=mean + gain * (sample - mean),
             variance=(1.0 - gain) * variance,
-            long_run_mean=self.long_run_mean + _MEAN_STEP * away,
+            long_run_mean=self.long_run_mean + step * away,
             long_run_variance=max(long_run_variance, _MIN_LONG_RUN_VARIANCE),
             outage=0.0,
             outage_share=(1.0 - _OUTAGE_STEP) * self.outage_share,
@@ -231,9 +235,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         deviation = math.sqrt(variance)
         bound = min(math.log(rate), _MAX_LOG_RATE)
         a = min((bound - mean) / max(deviation, 1e-9), -_MIN_Z)
-        hazard = math.exp(-a * a / 2) / (
-            math.sqrt(2 * math.pi) * 0.5 * math.erfc(a / math.sqrt(2))
-        )
+        hazard = math.exp(-a * a / 2) / (math.sqrt(2 * math.pi) * 0.5 * math.erfc(a / math.sqrt(2)))
         return msgspec.structs.replace(
             self,
             mean=min(mean + deviation * hazard, _MAX_LOG_RATE),

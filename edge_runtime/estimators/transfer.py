@@ -75,9 +75,7 @@ def required_rate(
     return needed
 
 
-def window_limited(
-    acknowledged_bytes: float, window_bytes: float = INITIAL_WINDOW_BYTES
-) -> bool:
+def window_limited(acknowledged_bytes: float, window_bytes: float = INITIAL_WINDOW_BYTES) -> bool:
     """Whether TCP waits at the end of a round: all it was allowed to send has arrived.
 
     Then the time since says nothing of the link but that it is fast enough.

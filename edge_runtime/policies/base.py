@@ -109,9 +109,6 @@ class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """P(the rate is a fresh draw of the long run), as after a hand-over or an outage."""
     long_run_mean: float = 0.0
     long_run_deviation: float = 1.0
-    intercept: float = 0.0
-    """Of the recalibration: logit p is taken as ``intercept + slope * logit p``."""
-    slope: float = 1.0
 
 
 class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Final
 
 from edge_runtime.policies.base import Situation
 
-__all__ = ["cloud_obstacle", "must_ask", "may_warm_up"]
+__all__ = ["cloud_obstacle", "may_warm_up", "must_ask"]
 
 _HEAT: Final = {"unknown": 0, "nominal": 0, "fair": 1, "serious": 2, "critical": 3}
 
@@ -45,9 +45,7 @@ def _over_budget(situation: Situation) -> str | None:
         and conditions.charging is not True
     ):
         return "battery_low"
-    if budgets.max_thermal is not None and (
-        _HEAT[conditions.thermal] > _HEAT[budgets.max_thermal]
-    ):
+    if budgets.max_thermal is not None and (_HEAT[conditions.thermal] > _HEAT[budgets.max_thermal]):
         return "too_hot"
     price, most = situation.cloud_price_microusd, budgets.max_price_microusd
     if price is not None and most is not None and price > most:

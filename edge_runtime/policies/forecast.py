@@ -79,7 +79,7 @@ def forecast(
                     z = (link.long_run_mean - log_needed) / long_run_deviation
                     p += fresh * (0.5 * math.erfc(-z / _SQRT_2) - p)
                 p_in_time += rtt_weight * weight * p
-    p_in_time = _recalibrated(min(p_in_time, 1.0) * (1.0 - link.outage), link)
+    p_in_time = min(p_in_time, 1.0) * (1.0 - link.outage)
     median_ms = upload_ms(size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, window_bytes)
     return Forecast(
         p_in_time=p_in_time,
@@ -98,10 +98,3 @@ def _rtt_nodes(link: LinkOutlook) -> tuple[tuple[float, float], ...]:
         (max(link.rtt_ms + deviations * link.rtt_deviation_ms, floor_ms), weight)
         for deviations, weight in _RTT_NODES
     )
-
-
-def _recalibrated(p: float, link: LinkOutlook) -> float:
-    if (link.intercept == 0.0 and link.slope == 1.0) or not 0.0 < p < 1.0:
-        return p
-    z = link.intercept + link.slope * math.log(p / (1.0 - p))
-    return 1.0 / (1.0 + math.exp(-min(max(z, -50.0), 50.0)))

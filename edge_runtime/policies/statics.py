@@ -28,9 +28,7 @@ def stay_local(situation: Situation, reason: str) -> Decision:
     """LOCAL, or CLOUD_ONLY where there is no local model."""
     if situation.local is None:
         return Decision(action=Action.CLOUD_ONLY, reason="no_local_model")
-    return Decision(
-        action=Action.LOCAL, reason=reason, predicted_local_ms=local_ms(situation)
-    )
+    return Decision(action=Action.LOCAL, reason=reason, predicted_local_ms=local_ms(situation))
 
 
 class LocalOnly:
@@ -119,10 +117,12 @@ class Hedged:
         if obstacle is not None or self.policy.max_attempts < 2:
             return stay_local(situation, obstacle or "only_on_device")
         throttling, memory = self.policy.retry_throttling, situation.memory
-        throttled = throttling is not None and memory is not None
-        if throttled and throttling is not None and memory is not None:
-            if memory.tokens <= throttling.max_tokens / 2:
-                return stay_local(situation, "throttled")
+        if (
+            throttling is not None
+            and memory is not None
+            and (memory.tokens <= throttling.max_tokens / 2)
+        ):
+            return stay_local(situation, "throttled")
         return Decision(
             action=Action.HEDGED,
             reason="hedge_always",

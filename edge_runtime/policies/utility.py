@@ -44,17 +44,17 @@ UtilityMode = Literal["accuracy", "balanced", "saver"]
 
 MODE_PRICES: Final[dict[str, Prices | None]] = {
     "accuracy": Prices(
-        per_megabyte=0.002, per_metered_megabyte=0.05, per_joule=0.0001, per_second=0.001
+        per_megabyte=0.01, per_metered_megabyte=0.1, per_joule=0.0003, per_second=0.002
     ),
     "balanced": None,
-    "saver": Prices(per_megabyte=0.5, per_metered_megabyte=2.0, per_joule=0.01, per_second=0.03),
+    "saver": Prices(per_megabyte=0.5, per_metered_megabyte=2.0, per_joule=0.01, per_second=0.02),
 }
 """None: the runtime's own (``EdgeRuntime(prices=...)``)."""
 
 _UNKNOWN_RADIO_JOULES = 2.0
 """What an upload costs where nothing is known of the radio."""
 _REVIEW_SHARE = 0.8
-_WASTE = 4.0
+_WASTE = 5.0
 _LONG_RUN = 0.25
 _SURE = 0.995
 _START_MARGIN_MS = 10.0
@@ -168,12 +168,30 @@ class _Turn:
         rate = prices.per_metered_megabyte if spare else prices.per_megabyte
         joules = _UNKNOWN_RADIO_JOULES
         if self.radio is not None:
-            joules = _upload_joules(self.radio, self.link, size_bytes, upload_ms)
+            joules = self._upload_joules(self.radio, size_bytes, upload_ms)
         return Cost(
             prices.per_request + rate * size_bytes / 1e6,
             prices.per_joule * joules,
             prices.per_second * wait_ms / 1e3,
         )
+
+    def _upload_joules(self, radio: RadioPower, size_bytes: float, upload_ms: float) -> float:
+        """Transfer, promotion, and the part of the tail that would not burn anyway.
+
+        The tail burns until the next request, which uses the radio itself; without a rhythm
+        to go by, to its end.
+        """
+        link, arrivals, tail_s = self.link, self.situation.arrivals, radio.tail_s
+        silence_s = tail_s if link.idle_ms is None else min(link.idle_ms / 1e3, tail_s)
+        joules = radio.transfer_joules(size_bytes, upload_ms / 1e3)
+        if silence_s >= tail_s:
+            joules += radio.promotion_joules()
+        burning_s = silence_s
+        if arrivals is not None:
+            burning_s = arrivals.expected_within(tail_s) - arrivals.expected_within(
+                tail_s - silence_s
+            )
+        return joules + radio.tail_joules(burning_s)
 
     def _upload_cost(self, outlook: Forecast, *, waited_ms: float = 0.0) -> Cost:
         """Of a whole upload; ``waited_ms`` would pass without it as well."""
@@ -183,9 +201,7 @@ class _Turn:
         )
 
     def _forecast(self, left_ms: float, *, warm: bool = False) -> Forecast:
-        return forecast(
-            self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm
-        )
+        return forecast(self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm)
 
     # Turns --------------------------------------------------------------------------
 
@@ -205,8 +221,10 @@ class _Turn:
         price_now = self._upload_cost(now, waited_ms=local_ms)
         price_later = self._upload_cost(later)
         run = self._run_cost(now.p_in_time)
-        cascade = p_local * share * sum(
-            max(0.0, g * later.p_in_time + keep - price_later.total) for g in signed
+        cascade = (
+            p_local
+            * share
+            * sum(max(0.0, g * later.p_in_time + keep - price_later.total) for g in signed)
         )
         # a run that the cloud's answer cuts short costs less
         cut = now.p_in_time * max(0.0, 1.0 - now.cloud_ms / max(local_ms, 1.0))
@@ -228,9 +246,7 @@ class _Turn:
                 Action.CASCADE, "ask_after_local", later, cascade, price_later, local_ms
             )
             return self._warm(decision, self.left_ms - local_ms) if self._cold() else decision
-        decision = self._decision(
-            Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms
-        )
+        decision = self._decision(Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms)
         return self._warm(decision, self.left_ms - local_ms)
 
     def _hedged(
@@ -275,8 +291,7 @@ class _Turn:
         p, share = now.p_in_time, 1.0 / len(self.policy._signed)
         late = self._p_local(self.left_ms - start_ms, self.local.queue_wait_ms)
         value = share * sum(
-            p * q + (1.0 - p) * late * (q - g) - p_local * (q - g)
-            for g, q in self.policy._gains
+            p * q + (1.0 - p) * late * (q - g) - p_local * (q - g) for g, q in self.policy._gains
         )
         price = self._upload_cost(now, waited_ms=now.cloud_ms)
         return value + keep - price.total + run * early, start_ms
@@ -313,9 +328,7 @@ class _Turn:
             return self._decision(
                 Action.LOCAL, "prior_gain_below_price", now, expected, price, local_ms
             )
-        decision = self._decision(
-            Action.LOCAL, "cloud_too_late", now, expected, price, local_ms
-        )
+        decision = self._decision(Action.LOCAL, "cloud_too_late", now, expected, price, local_ms)
         return self._warm(decision, self.left_ms)
 
     def go_on(self) -> Decision:
@@ -341,17 +354,13 @@ class _Turn:
         price = self._cost(rest_bytes, wait_ms, 0.0)
         price = msgspec.structs.replace(price, energy=0.0)
         expected = gain * outlook.p_in_time
-        worth = expected > price.total or (
-            must_ask(self.situation) and outlook.p_in_time > 0.0
-        )
+        worth = expected > price.total or (must_ask(self.situation) and outlook.p_in_time > 0.0)
         if not worth:
             reason = "confident" if gain <= 0.0 else "cloud_too_late"
             return self._decision(Action.LOCAL, reason, outlook, expected, price)
         waits = confidence is None and self.local.left_ms is None
         if not waits:
-            decision = self._decision(
-                Action.HEDGED, "gain_above_price", outlook, expected, price
-            )
+            decision = self._decision(Action.HEDGED, "gain_above_price", outlook, expected, price)
             left_ms = self.local.left_ms or 0.0
             both = share * p_local * sum(max(0.0, -g) for g in self.policy._signed)
             run = self._run_cost(outlook.p_in_time) * min(1.0, left_ms / self.local.p50_ms)
@@ -407,8 +416,11 @@ class _Turn:
         return sum(q - g for g, q in self.policy._gains) / len(self.policy._gains)
 
     def _run_cost(self, p_cloud: float) -> float:
-        """Of one local run: its energy, and the requests that come while it occupies the
-        device and whose cloud answer fails as well."""
+        """Of one local run: its energy, and what it takes from others.
+
+        Those are the requests that come while it occupies the device and whose cloud answer
+        fails as well.
+        """
         run_s = self.local.p50_ms / 1e3
         energy = self.prices.per_joule * self.local.watts * run_s
         arrivals = self.situation.arrivals
@@ -536,14 +548,3 @@ def _radio(situation: Situation) -> RadioPower | None:
         return situation.radio
     link_type = situation.conditions.link_type
     return None if link_type in ("unknown", "none") else radio_power(link_type)
-
-
-def _upload_joules(
-    radio: RadioPower, link: LinkOutlook, size_bytes: float, upload_ms: float
-) -> float:
-    """Transfer, promotion, and the part of the tail that would not burn anyway."""
-    silence_s = radio.tail_s if link.idle_ms is None else link.idle_ms / 1e3
-    joules = radio.transfer_joules(size_bytes, upload_ms / 1e3)
-    if silence_s >= radio.tail_s:
-        joules += radio.promotion_joules()
-    return joules + radio.tail_joules(min(silence_s, radio.tail_s))

@@ -4,8 +4,8 @@ Confidence, accuracy, image sizes, TCP and server figures are those of the offlo
 that this simulator was built after. Where it leaves one open, the choice is the harder one:
 
 * thermal: a slowdown of 1 to 1.8 that grows with the share of the last 30 s in which the
-  local model ran, complete at 0.22: a small board (`pi`) that answers everything itself is late in a
-  quarter of independent requests at 500 ms, as in that study;
+  local model ran, complete at 0.22: a small board (``pi``) that answers everything itself is
+  late in a quarter of independent requests at 500 ms, as in that study;
 * bursts: 3 to 8 shots 0.1 to 0.4 s apart, 12 s of pause on average: it is late in two thirds of
   them, as there;
 * a connection idle for 15 s is closed, as HTTP clients and servers do by default;

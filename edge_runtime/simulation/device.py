@@ -176,9 +176,7 @@ class DeviceRun:
 
     def _note(self, kind: str, request: int = -1, detail: str = "") -> None:
         if self._timeline:
-            self.events.append(
-                Event(time_s=self._now, kind=kind, request=request, detail=detail)
-            )
+            self.events.append(Event(time_s=self._now, kind=kind, request=request, detail=detail))
 
     # What the device knows ------------------------------------------------------------
 
@@ -340,9 +338,7 @@ class DeviceRun:
         action = decision.action
         if action is Action.CLOUD_ONLY:
             self._upload(request)
-            self._at(
-                self._now + self._world.constants.run.http_timeout_s, self._give_up, request
-            )
+            self._at(self._now + self._world.constants.run.http_timeout_s, self._give_up, request)
             return
         if action in (Action.LOCAL, Action.CASCADE, Action.HEDGED):
             self._submit_local(request)
@@ -484,9 +480,7 @@ class DeviceRun:
         assert plan is not None  # noqa: S101
         if used_bytes > 0 or plan.begin_s < self._now:
             sent_s = min(plan.up_end_s, until_s)
-            self.meter.used(
-                plan.begin_s, sent_s, until_s, used_bytes, promoted=plan.promoted
-            )
+            self.meter.used(plan.begin_s, sent_s, until_s, used_bytes, promoted=plan.promoted)
         request.outcome.uploaded_bytes += used_bytes
 
     def _cloud_came(self, request: _Request, version: int) -> None:
@@ -518,7 +512,7 @@ class DeviceRun:
             timing,
             (self._now - plan.ready_s) * 1e3,
             window_bytes=plan.window_bytes,
-                        now_s=self._now,
+            now_s=self._now,
         )
         if self._learns:
             self._memory = self._memory.uploaded(
@@ -534,9 +528,7 @@ class DeviceRun:
         if request.version != version or request.cut or plan is None:
             return
         self._active.remove(request)
-        used = plan.setup_bytes + min(
-            plan.most_bytes, crossed_bytes(self._world, plan, self._now)
-        )
+        used = plan.setup_bytes + min(plan.most_bytes, crossed_bytes(self._world, plan, self._now))
         self._bill(request, used, self._now)
         request.outcome.wasted_bytes += used
         request.cut = True
@@ -606,9 +598,7 @@ class DeviceRun:
             free_s = self._path.link_free_s
             rest = used - plan.setup_bytes - crossed_bytes(self._world, plan, self._now)
             if rest > 0 and self._path.connection_used_s > self._now:
-                self._at(
-                    self._path.connection_used_s, self._drained, rest, self._now, free_s
-                )
+                self._at(self._path.connection_used_s, self._drained, rest, self._now, free_s)
         if self._learns:
             self._memory = self._memory.uploaded(
                 plan.wire_bytes,
@@ -622,9 +612,7 @@ class DeviceRun:
             self._plan(other)
 
     def _drained(self, size_bytes: float, cut_s: float, _free_s: float) -> None:
-        self._estimates = self._estimates.drained(
-            size_bytes, (self._now - cut_s) * 1e3, self._now
-        )
+        self._estimates = self._estimates.drained(size_bytes, (self._now - cut_s) * 1e3, self._now)
 
     def _ping(self) -> None:
         if self._active:
@@ -663,9 +651,9 @@ class DeviceRun:
             self._finish(request, self._now, from_cloud=True)
         elif request.held:
             self._finish(request, self._now, from_cloud=False)
-        elif request.index in self._worker.line and request.decision.local_expires:
-            self._finish(request, math.inf, from_cloud=False)
-        elif not request.local_submitted:
+        elif not request.local_submitted or (
+            request.decision.local_expires and request.index in self._worker.line
+        ):
             self._finish(request, math.inf, from_cloud=False)
         else:
             self._cut(request)

@@ -223,9 +223,7 @@ class _Search:
             local_s = worker_free_s - start
             joules += local_s * self.world.device.local_watts
         score = state.score + right - self.per_byte * bytes_ - self.per_joule * joules
-        choice = _Choice(
-            state.choice, action, answer_s, from_cloud, bytes_, wasted, local_s, spans
-        )
+        choice = _Choice(state.choice, action, answer_s, from_cloud, bytes_, wasted, local_s, spans)
         return _State(score, path, worker_free_s, duty, duty_s, choice)
 
 

@@ -195,9 +195,7 @@ def plan_upload(world: World, path: Path, now_s: float, index: int) -> Upload:
     )  # fmt: skip
 
 
-def _crossed(
-    world: World, rounds: tuple[tuple[float, float, float], ...], time_s: float
-) -> float:
+def _crossed(world: World, rounds: tuple[tuple[float, float, float], ...], time_s: float) -> float:
     total = 0.0
     for start_s, end_s, part in rounds:
         if time_s >= end_s:

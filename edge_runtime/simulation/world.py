@@ -69,9 +69,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """P(cloud right | confidence of the local answer)."""
         accuracy = self.constants.accuracy
         c = self.confidence[index]
-        return (
-            accuracy.cloud_right_if_local_right * c
-            + accuracy.cloud_right_if_local_wrong * (1.0 - c)
+        return accuracy.cloud_right_if_local_right * c + accuracy.cloud_right_if_local_wrong * (
+            1.0 - c
         )
 
     def wire_bytes(self, index: int) -> float:

@@ -200,7 +200,7 @@ def test_the_rule_is_gain_times_probability_against_price() -> None:
     gain = 0.95 * 0.4 + 0.48 * 0.6 - 0.4
     assert decision.expected_gain == pytest.approx(gain * decision.p_cloud_in_deadline)
     wait_s = (decision.predicted_cloud_ms or 0) / 1000
-    assert decision.price == pytest.approx(0.004 + 0.05 * 0.1 + 0.03 * wait_s)
+    assert decision.price == pytest.approx(0.004 + 0.05 * 0.1 + 0.02 * wait_s)
     assert decision.p_cloud_in_deadline > 0.9
 
 
