@@ -337,9 +337,12 @@ def _hide_sums(traced: Any, floats: tuple[str, ...]) -> None:
             target = str(node.target)
             if any(target == name or target.startswith(f"{name}.") for name in floats):
                 kept.add(node)
-        elif node.op in ("call_function", "call_method") and _operation(node.target) == "add":
-            if kept.intersection(node.all_input_nodes):
-                kept.add(hide(traced, node))
+        elif (
+            node.op in ("call_function", "call_method")
+            and _operation(node.target) == "add"
+            and kept.intersection(node.all_input_nodes)
+        ):
+            kept.add(hide(traced, node))
 
 
 def _operation(target: Any) -> str:
