@@ -100,10 +100,14 @@ def quantize_activations(block: Any, ranges: Mapping[str, Range], skip: set[str]
     from coremltools.converters.mil.mil import Builder, types
 
     pairs: dict[str, Any] = {}
+    floats: set[str] = set()
     layers = 0
     region = _arithmetic(block)
     with block:
         for op in list(block.operations):
+            if _stays_float(op, skip, floats):
+                floats.update(var.name for var in op.outputs)
+                continue
             arguments = _quantizable(op, skip)
             if not arguments or op.name in region:
                 continue
@@ -127,6 +131,20 @@ def quantize_activations(block: Any, ranges: Mapping[str, Range], skip: set[str]
             "coreml int8: no layer of this model can compute on 8-bit numbers: take int8w"
         )
     return len(pairs)
+
+
+def _stays_float(op: Any, skip: set[str], floats: set[str]) -> bool:
+    """A kept layer, or the sum of one and its shortcut.
+
+    Rounded to 8 bits, the sum would lose again what keeping the layer won. ``floats``: names
+    of the values before ``op`` of which this is so.
+    """
+    if op.op_type in _LAYERS:
+        weight = op.inputs[WEIGHTS[op.op_type]]
+        return weight.val is not None and weight_key(weight.val) in skip
+    if op.op_type != "add":
+        return False
+    return any(getattr(op.inputs[name], "name", None) in floats for name in ("x", "y"))
 
 
 def _quantizable(op: Any, skip: set[str]) -> tuple[str, ...]:

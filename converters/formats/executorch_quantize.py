@@ -94,18 +94,38 @@ class _Scope:
         self.inner = inner
         self.keep = {inner + name: name for name in keep}
         self.met: set[str] = set()
+        self._known: dict[str, bool] = {}
 
     def wanted(self, node: Any) -> bool:
         """The filter that XNNPACK's quantizer asks."""
         paths = _module_paths(node)
         if not paths:  # weights, and constants that the quantizer itself made
             return True
-        for path, name in self.keep.items():
-            if any(one == path or one.startswith(f"{path}.") for one in paths):
-                self.met.add(name)
-                return False
+        if self._kept(node, paths):
+            return False
         # A wrapper's own arithmetic lies outside of the net.
         return any(f"{one}.".startswith(self.inner) for one in paths)
+
+    def _kept(self, node: Any, paths: list[str]) -> bool:
+        """In a kept module, or the sum of a kept layer and its shortcut.
+
+        Rounded to 8 bits, the sum would lose again what keeping the layer won.
+        """
+        known = self._known.get(node.name)
+        if known is None:
+            names = [
+                name
+                for path, name in self.keep.items()
+                if any(one == path or one.startswith(f"{path}.") for one in paths)
+            ]
+            self.met.update(names)
+            known = bool(names) or (
+                bool(self.keep)
+                and str(node.target).startswith("aten.add")
+                and any(self._kept(one, _module_paths(one)) for one in node.all_input_nodes)
+            )
+            self._known[node.name] = known
+        return known
 
 
 def _module_paths(node: Any) -> list[str]:

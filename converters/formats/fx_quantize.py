@@ -79,6 +79,7 @@ def quantize_static(ready: ReadyModule, keep: tuple[str, ...]) -> Quantized:
     hidden = _hide_wrong(traced)
     final = _hide_final_activations(traced, ready)
     floats = tuple(prefix + name for name in keep)
+    _hide_sums(traced, floats)
     while True:  # ends: each round has fewer capped ReLUs
         prepared = _prepare(copy.deepcopy(traced), example, floats, ready.ranges)
         _calibrate(replace_inner(ready.module, prepared), ready)
@@ -321,6 +322,27 @@ def _hide_final_activations(traced: Any, ready: ReadyModule) -> int:
             hide(traced, node)
             count += 1
     return count
+
+
+def _hide_sums(traced: Any, floats: tuple[str, ...]) -> None:
+    """Keep the sum of a kept layer and its shortcut in float as well.
+
+    Rounded to 8 bits, it would lose again what keeping the layer won.
+    """
+    from converters.rewrites.in_float import hide
+
+    kept: set[Any] = set()
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module":
+            target = str(node.target)
+            if any(target == name or target.startswith(f"{name}.") for name in floats):
+                kept.add(node)
+        elif (
+            node.op in ("call_function", "call_method")
+            and _operation(node.target) == "add"
+            and kept.intersection(node.all_input_nodes)
+        ):
+            kept.add(hide(traced, node))
 
 
 def _operation(target: Any) -> str:

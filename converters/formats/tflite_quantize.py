@@ -199,13 +199,16 @@ def kept_operators(
     """Scopes of the operators to leave in float, and which of ``keep`` have any.
 
     An operator belongs to the modules in the name of its weight, or else
-    of its outputs and constants; to what lies around the net when none is the net's.
+    of its outputs and constants; to what lies around the net when none is the net's. The sum
+    of a kept layer and its shortcut stays in float as well: rounded to 8 bits, it would lose
+    again what keeping the layer won.
     """
     model = read_model(data)
     scopes: list[str] = []
     met: set[str] = set()
     for graph in model.subgraphs:
         names = [(tensor.name or b"").decode() for tensor in graph.tensors]
+        floats: set[int] = set()
         for operator, kind in zip(graph.operators, operator_names(model, graph), strict=True):
             inputs = [] if operator.inputs is None else [i for i in operator.inputs if i >= 0]
             constants = [i for i in inputs if _is_constant(model, graph.tensors[i])]
@@ -215,7 +218,10 @@ def kept_operators(
                 paths = _paths([names[inputs[1]]]) or paths
             hit = {name for name in keep if any(_within(path, name) for path in paths)}
             met |= hit
-            if hit or _is_around(own, paths, post_processed=post_processed):
+            if hit or (kind == "ADD" and floats.intersection(inputs)):
+                floats.update(operator.outputs)
+                scopes.append(_scope(graph, operator))
+            elif _is_around(own, paths, post_processed=post_processed):
                 scopes.append(_scope(graph, operator))
     return scopes, tuple(name for name in keep if name in met)
 

@@ -37,8 +37,8 @@ class _Method:
         return getattr(tensor, self.name)(*args, **kwargs)
 
 
-def hide(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Put the operator of ``node`` behind ``InFloat``, in place."""
+def hide(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """Put the operator of ``node`` behind ``InFloat``, in place; the node that stands for it."""
     if node.op == "call_module":
         target = traced.get_submodule(str(node.target))
     elif node.op == "call_method":
@@ -52,3 +52,4 @@ def hide(traced: fx.GraphModule, node: fx.Node) -> None:
     node.replace_all_uses_with(new)
     traced.graph.erase_node(node)
     traced.recompile()
+    return new
