@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -40,6 +41,13 @@ def _wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
     pytest.fail("the broker did not become ready")
 
 
+def _make_uplinks(folder: Path) -> None:
+    """Two minutes of an LTE uplink that comes and goes, as "seconds Mbps"."""
+    folder.mkdir()
+    lines = [f"{0.1 * k:.1f} {8.0 + 6.0 * math.sin(k / 40):.3f}" for k in range(1200)]
+    (folder / "walk-lte-uplink.txt").write_text("\n".join(lines) + "\n")
+
+
 def test_readme_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
     environment = {
         **os.environ,
@@ -62,7 +70,7 @@ def test_readme_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
 
     scripts = [text for kind, text in BLOCKS if kind == "sh"]
     programs = [text for kind, text in BLOCKS if kind == "python"]
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     assert len(programs) == 1
 
     out = shell(scripts[0])
@@ -83,6 +91,12 @@ def test_readme_blocks_run_from_top_to_bottom(tmp_path: Path) -> None:
             else:
                 answer = shell(line.replace("X-Deadline-Ms: 300", "X-Deadline-Ms: 20000"))
         assert '"predictions":[{"index":' in answer
+        _make_uplinks(tmp_path / "my-uplinks")
+        quick = "--deadline-ms 400 --seeds 1 --policies Hedged"
+        told = shell(scripts[2].replace("8080", str(port)).replace("--deadline-ms 400", quick))
+        for name in ("digits-large", "Hedged", "LocalOnly", "Oracle"):
+            assert name in told
+        assert (tmp_path / "decisions.html").stat().st_size > 10_000
     finally:
         if server is not None:
             server.terminate()
