@@ -25,6 +25,8 @@ from tests.support.oip import DATATYPES, DTYPES, EVERY_DTYPE, every_dtype_servab
 from tests.support.servables import LABELS, SIZE, direct_scores, shared_servable, tiny_net
 from tests.support.tasks import task_servable
 
+pytestmark = pytest.mark.slow
+
 
 class Threaded:
     """A broker in an event loop of its own: the client blocks its thread."""

@@ -19,6 +19,8 @@ from converters.zygote import Forked, Zygote
 from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.contract.tensors import TensorSpec
 
+pytestmark = pytest.mark.slow
+
 SPEC = TensorSpec(name="x", dtype="float32", shape=(1, 3, 8, 8), layout="NCHW")
 SLEEPS = "import time\nprint('began', flush=True)\ntime.sleep(60)\n"
 
