@@ -329,6 +329,7 @@ async def test_no_mutation_of_a_request_is_a_fault_of_the_broker(broker: Running
     assert (await request("GET", f"{broker.url}/v2/health/ready")).status == 200
 
 
+@pytest.mark.slow
 async def test_a_worker_process_gives_tensors_of_many_batches(tmp_path: Path):
     folder = tmp_path / "models"
     shutil.copytree(every_dtype_servable(), folder / EVERY_DTYPE)
