@@ -15,7 +15,12 @@ __all__ = ["PRELOADED", "stack_of"]
 _TORCH: Final = ("numpy", "PIL.Image", "torch", "torchvision", "torch.export", "torch.fx")
 
 PRELOADED: Final[dict[str, tuple[str, ...]]] = {
-    "torch": (*_TORCH, "converters.prepare", "converters.verify.run_files"),
+    "torch": (
+        *_TORCH,
+        "torch.export.pt2_archive._package",  # what loading a program imports
+        "converters.prepare",
+        "converters.verify.run_files",
+    ),
     "convert-tflite": (*_TORCH, "litert_torch", "ai_edge_litert.interpreter", "converters.prepare"),
     "convert-coreml": (*_TORCH, "coremltools", "converters.prepare"),
     "convert-executorch": (
