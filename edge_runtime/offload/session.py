@@ -73,6 +73,8 @@ class Session:
         """Since when a request waits and nothing came."""
         self._checking: asyncio.Task[None] | None = None
         self._socket = connection.get_extra_info("socket")
+        self.heard = False
+        """The broker said something: nothing on the way stops a session."""
         self.draining = False
         self.lost_requests = 0
         """In flight when it ended."""
@@ -172,7 +174,7 @@ class Session:
                 message = await self._connection.receive()
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     break
-                now = time.monotonic()
+                now, self.heard = time.monotonic(), True
                 self._unheard_s = now if self._waiting else None
                 event = self._multiplexer.receive(decode_frame(message.data), now)
                 if event is not None:
