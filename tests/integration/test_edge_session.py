@@ -334,6 +334,23 @@ async def test_a_path_that_fell_silent_is_found_out_and_given_up(broker: Running
         await until(lambda: transport._session is None)
 
 
+async def test_a_ping_finds_a_dead_path(broker: RunningBroker):
+    port = int(broker.url.rpartition(":")[2])
+    good = LinkSegment(duration_s=1.0, uplink_mbps=20, downlink_mbps=20, rtt_ms=10)
+    outage = LinkSegment(duration_s=600, uplink_mbps=0, downlink_mbps=0, rtt_ms=10)
+    async with (
+        Relay("127.0.0.1", port, LinkSchedule((good, outage))) as relay,
+        session(relay.url) as transport,
+    ):
+        silent = transport._session
+        await until(lambda: relay.stats().elapsed_s > 1.0)
+        with pytest.raises(TimeoutError):  # by HTTP then, which is as dead
+            async with asyncio.timeout(2.5):
+                await transport.send(health_request(None))
+        assert silent.ended.is_set()
+        assert not transport.session_open
+
+
 async def test_a_quick_cancel_raises_no_doubt(broker: RunningBroker):
     async with linked(broker, 2.0, 50.0) as relay, session(relay.url) as transport:
         await asyncio.sleep(1.2)
