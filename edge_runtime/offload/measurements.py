@@ -22,6 +22,7 @@ __all__ = ["Measurements", "PathReports"]
 _MAX_WINDOW_BYTES = 1 << 20
 _MIN_MEASURED_BYTES = limits.PROGRESS_EVERY_BYTES
 """Of a cancelled upload: less than one acknowledgement says nothing but "slow"."""
+_STALL_MS = 50.0
 
 
 class Measurements:
@@ -126,27 +127,48 @@ class Measurements:
     ) -> None:
         """An upload without an answer after ``elapsed_ms``: a bound on the rate.
 
-        Where the broker acknowledged a part, that part is a sample instead. ``round_trips``:
-        of the connection's set-up, if it had to be opened, and one for the answer.
+        Where the broker acknowledged a part, that part tells more (``_cut_short``).
+        ``round_trips``: of the connection's set-up, if it had to be opened, and one for the
+        answer.
         """
-        if receipt is not None and receipt.rate_reported:
-            return
-        if receipt is not None and receipt.received_bytes >= _MIN_MEASURED_BYTES:
-            self.link = self.link.observe_upload(
-                receipt.received_bytes,
-                receipt.elapsed_ms,
-                self.rtt.srtt_ms,
-                now_s,
-                window_bytes=window_bytes,
-            )
-            return
         if receipt is not None and receipt.multiplexed:
-            body_bytes = min(body_bytes, _MIN_MEASURED_BYTES)
+            self._cut_short(receipt, body_bytes, elapsed_ms, window_bytes, now_s)
+            return
         cloud = self.cloud
         server_ms = cloud.queue_ms(now_s) + cloud.inference_mean_ms + cloud.answer_mean_ms
         budget_ms = elapsed_ms - server_ms - round_trips * self.rtt.srtt_ms
         bound = required_rate(wire_bytes(body_bytes), budget_ms, self.rtt.srtt_ms, window_bytes)
         self.link = self.link.observe_at_most(bound, now_s)
+
+    def _cut_short(
+        self,
+        receipt: UploadReceipt,
+        body_bytes: int,
+        elapsed_ms: float,
+        window_bytes: float,
+        now_s: float,
+    ) -> None:
+        """A request of a session without an answer: whose fault was it?
+
+        What arrived is a sample of the rate. If all of it did, the broker has been at it
+        since: its time is at least so long. If a part did and then nothing, the link has
+        stalled: its rate is at most what arrived over all the time.
+        """
+        rtt_ms, received = self.rtt.srtt_ms, receipt.received_bytes
+        silent_ms = elapsed_ms - rtt_ms - receipt.elapsed_ms
+        if received >= _MIN_MEASURED_BYTES and not receipt.rate_reported:
+            self.link = self.link.observe_upload(
+                received, receipt.elapsed_ms, rtt_ms, now_s, window_bytes=window_bytes
+            )
+        if received == body_bytes:
+            served_ms = silent_ms - self.cloud.queue_ms(now_s)
+            if served_ms > self.cloud.inference_mean_ms:
+                timing = ServerTiming(inference_ms=served_ms)
+                self.cloud = self.cloud.observe(timing, None, now_s)
+        elif silent_ms > _STALL_MS + receipt.elapsed_ms / 2:
+            most_bytes = wire_bytes(min(received + _MIN_MEASURED_BYTES, body_bytes))
+            bound = required_rate(most_bytes, elapsed_ms - rtt_ms, rtt_ms, window_bytes)
+            self.link = self.link.observe_at_most(bound, now_s)
 
 
 class PathReports:

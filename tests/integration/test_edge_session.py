@@ -569,6 +569,25 @@ async def test_a_runtimes_missed_deadline_counts_only_what_was_sent(matching: Ru
         assert transport.session_open
 
 
+async def test_a_runtime_whose_broker_dawdles_blames_the_broker_and_not_the_link(
+    matching: RunningBroker,
+):
+    async with runtime(matching.url) as device:
+        await session_of(device)
+        for seed in range(3):
+            await device.arun(photo(seed), deadline_ms=5000)
+        before = device.status().broker
+        assert before is not None
+        with held(matching):
+            for seed in range(4):
+                with pytest.raises(DeadlineExceeded):
+                    await device.arun(photo(seed), deadline_ms=300)
+            await until(lambda: device.status().broker.inference_ms > 100)
+        after = device.status().broker
+        assert after.inference_ms < 300
+        assert after.rate_bytes_per_s > before.rate_bytes_per_s / 4
+
+
 async def test_a_runtime_is_refused_before_the_upload_and_holds_off(matching: RunningBroker):
     async with linked(matching, 4.0, 20.0) as relay, runtime(relay.url) as device:
         await session_of(device)
