@@ -32,6 +32,7 @@ __all__ = ["Measurements", "PathReports"]
 _MIN_MEASURED_BYTES = limits.PROGRESS_EVERY_BYTES
 """Of a cancelled upload: less than one acknowledgement says nothing but "slow"."""
 _HINT_TAU_S = 5.0
+_STALL_MS = 50.0
 
 
 class Measurements:
@@ -152,35 +153,18 @@ class Measurements:
     ) -> None:
         """An upload without an answer after ``elapsed_ms``: somebody is slow.
 
-        The broker, for the time since it had the whole body: as acknowledged, or over plain
-        HTTP as the link's usual rate tells. The link, if it did not have it: what the broker
-        acknowledged is a sample of the rate, and nothing acknowledged a bound.
-        ``round_trips``: of the connection's set-up, if it had to be opened, and one for the
-        answer.
+        The broker, for the time since it had the whole body, or the link, if it did not have
+        it (``_cut_short``); over plain HTTP the link's usual rate tells which. ``round_trips``:
+        of the connection's set-up, if it had to be opened, and one for the answer.
         """
+        if receipt is not None and receipt.multiplexed:
+            self._cut_short(receipt, body_bytes, elapsed_ms, window_bytes, now_s)
+            return
         path = self.path
         waited_ms = self._broker_waited_ms(body_bytes, elapsed_ms, round_trips, window_bytes, now_s)
-        if receipt is not None and receipt.multiplexed:
-            whole = 0 < body_bytes <= receipt.received_bytes
-            waited_ms = elapsed_ms - receipt.elapsed_ms - path.rtt.srtt_ms if whole else 0.0
         if waited_ms > 0.0:
             cloud = path.cloud.unanswered(waited_ms, now_s)
             path = self.path = msgspec.structs.replace(path, cloud=cloud)
-        if receipt is not None and receipt.rate_reported:
-            return
-        if receipt is not None and receipt.received_bytes >= _MIN_MEASURED_BYTES:
-            self._learned(
-                path.link.observe_upload(
-                    receipt.received_bytes,
-                    receipt.elapsed_ms,
-                    path.rtt.srtt_ms,
-                    now_s,
-                    window_bytes=window_bytes,
-                )
-            )
-            return
-        if receipt is not None and receipt.multiplexed:
-            body_bytes = min(body_bytes, _MIN_MEASURED_BYTES)
         cloud = path.cloud
         server_ms = cloud.queue_ms(now_s) + cloud.inference_mean_ms + cloud.answer_mean_ms
         budget_ms = elapsed_ms - server_ms - round_trips * path.rtt.srtt_ms
@@ -202,6 +186,35 @@ class Measurements:
 
     def _learned(self, link: LinkEstimator) -> None:
         self.path = msgspec.structs.replace(self.path, link=link)
+
+    def _cut_short(
+        self,
+        receipt: UploadReceipt,
+        body_bytes: int,
+        elapsed_ms: float,
+        window_bytes: float,
+        now_s: float,
+    ) -> None:
+        """A request of a session without an answer: whose fault was it?
+
+        What arrived is a sample of the rate. If all of it did, the broker has been at it
+        since. If a part did and then nothing, the link has stalled: its rate is at most what
+        arrived over all the time.
+        """
+        link, rtt_ms, received = self.path.link, self.path.rtt.srtt_ms, receipt.received_bytes
+        silent_ms = elapsed_ms - rtt_ms - receipt.elapsed_ms
+        if received >= _MIN_MEASURED_BYTES and not receipt.rate_reported:
+            link = link.observe_upload(
+                received, receipt.elapsed_ms, rtt_ms, now_s, window_bytes=window_bytes
+            )
+        if received == body_bytes:
+            cloud = self.path.cloud.unanswered(silent_ms, now_s)
+            self.path = msgspec.structs.replace(self.path, cloud=cloud)
+        elif silent_ms > _STALL_MS + receipt.elapsed_ms / 2:
+            most_bytes = wire_bytes(min(received + _MIN_MEASURED_BYTES, body_bytes))
+            bound = required_rate(most_bytes, elapsed_ms - rtt_ms, rtt_ms, window_bytes)
+            link = link.observe_at_most(bound, now_s)
+        self._learned(link)
 
 
 class PathReports:

@@ -73,6 +73,8 @@ class Session:
         """Since when a request waits and nothing came."""
         self._checking: asyncio.Task[None] | None = None
         self._socket = connection.get_extra_info("socket")
+        self.heard = False
+        """The broker said something: nothing on the way stops a session."""
         self.draining = False
         self.lost_requests = 0
         """In flight when it ended."""
@@ -124,7 +126,10 @@ class Session:
             self._meter.forget(sending.request.id)
 
     async def ping(self) -> Pong:
-        """Ask whether the broker is there and ready. Raises ``SessionLost``."""
+        """Ask whether the broker is there and ready.
+
+        Without an answer within 2 s the session ends. Raises ``SessionLost``.
+        """
         if self.ended.is_set():
             raise SessionLost("the session with the broker has ended: try again")
         future: asyncio.Future[Pong] = asyncio.get_running_loop().create_future()
@@ -132,7 +137,11 @@ class Session:
         self._pings[number] = future
         self._wake.set()
         try:
-            return await future
+            async with asyncio.timeout(_CHECK_S):
+                return await future
+        except TimeoutError:
+            self._end("it fell silent")
+            raise SessionLost("the session with the broker fell silent: try again") from None
         finally:
             self._pings.pop(number, None)
 
@@ -152,12 +161,8 @@ class Session:
 
     async def _check(self) -> None:
         try:
-            async with asyncio.timeout(_CHECK_S):
+            with contextlib.suppress(SessionLost):
                 await self.ping()
-        except TimeoutError:
-            self._end("it fell silent")
-        except SessionLost:
-            return
         finally:
             if self._checking is not None:
                 self._tasks.remove(self._checking)
@@ -172,7 +177,7 @@ class Session:
                 message = await self._connection.receive()
                 if message.type is not aiohttp.WSMsgType.BINARY:
                     break
-                now = time.monotonic()
+                now, self.heard = time.monotonic(), True
                 self._unheard_s = now if self._waiting else None
                 event = self._multiplexer.receive(decode_frame(message.data), now)
                 if event is not None:

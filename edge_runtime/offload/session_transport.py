@@ -184,7 +184,6 @@ class SessionTransport:
 
     async def _watch(self, session: Session) -> None:
         """When it ends, find out why, and have another one if it was in use."""
-        opened_s = time.monotonic()
         await session.ended.wait()
         await session.aclose()
         del self._watched[session]
@@ -192,7 +191,7 @@ class SessionTransport:
             self._session = None
         if session.refusal is not None:
             self._pause(_FIRST_REFUSED_S, _MAX_REFUSED_S)
-        elif time.monotonic() - opened_s < _FIRST_BROKEN_S:
+        elif not session.heard:
             self._pause(_FIRST_BROKEN_S, _MAX_BROKEN_S)
         else:
             self._pause_s = 0.0

@@ -334,6 +334,23 @@ async def test_a_path_that_fell_silent_is_found_out_and_given_up(broker: Running
         await until(lambda: transport._session is None)
 
 
+async def test_a_ping_finds_a_dead_path(broker: RunningBroker):
+    port = int(broker.url.rpartition(":")[2])
+    good = LinkSegment(duration_s=1.0, uplink_mbps=20, downlink_mbps=20, rtt_ms=10)
+    outage = LinkSegment(duration_s=600, uplink_mbps=0, downlink_mbps=0, rtt_ms=10)
+    async with (
+        Relay("127.0.0.1", port, LinkSchedule((good, outage))) as relay,
+        session(relay.url) as transport,
+    ):
+        silent = transport._session
+        await until(lambda: relay.stats().elapsed_s > 1.0)
+        with pytest.raises(TimeoutError):  # by HTTP then, which is as dead
+            async with asyncio.timeout(2.5):
+                await transport.send(health_request(None))
+        assert silent.ended.is_set()
+        assert not transport.session_open
+
+
 async def test_a_quick_cancel_raises_no_doubt(broker: RunningBroker):
     async with linked(broker, 2.0, 50.0) as relay, session(relay.url) as transport:
         await asyncio.sleep(1.2)
@@ -550,6 +567,24 @@ async def test_a_runtimes_missed_deadline_counts_only_what_was_sent(matching: Ru
         assert status.broker.rate_bytes_per_s == pytest.approx(50_000, rel=0.4)
         assert transport._session is first
         assert transport.session_open
+
+
+async def test_a_runtime_whose_broker_dawdles_blames_the_broker_and_not_the_link(
+    matching: RunningBroker,
+):
+    async with runtime(matching.url) as device:
+        await session_of(device)
+        for seed in range(3):
+            await device.arun(photo(seed), deadline_ms=5000)
+        before = device.status().broker
+        assert before is not None
+        with held(matching):
+            for seed in range(4):
+                with pytest.raises(DeadlineExceeded):
+                    await device.arun(photo(seed), deadline_ms=300)
+            await until(lambda: device.status().broker.queue_ms > 100)
+        after = device.status().broker
+        assert after.rate_bytes_per_s > before.rate_bytes_per_s / 4
 
 
 async def test_a_runtime_is_refused_before_the_upload_and_holds_off(matching: RunningBroker):
