@@ -89,6 +89,8 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     long_run_variance: float
     updated_s: float | None = None
     samples: int = 0
+    bounds: int = 0
+    """Uploads that were cut off and showed no more than a bound."""
     tau_s: float = 6.0
     jump_tau_s: float = 10.0
     outage_tau_s: float = 4.0
@@ -133,7 +135,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         return self.outage_share + (self.outage - self.outage_share) * keep
 
     def _far_below(self, log_rate: float) -> bool:
-        if self.samples < _KNOWN_SAMPLES:
+        if self.samples + self.bounds < _KNOWN_SAMPLES:
             return False  # a slow link, for all that is known
         gap = _FAR * max(1.0, math.sqrt(self.long_run_variance))
         return log_rate < self.long_run_mean - gap
@@ -213,13 +215,18 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         mean, variance = self._aged(now_s)
         deviation = math.sqrt(variance)
         a = max((bound - mean) / max(deviation, 1e-9), _MIN_Z)
-        hazard = math.exp(-a * a / 2) / (
-            math.sqrt(2 * math.pi) * 0.5 * math.erfc(-a / math.sqrt(2))
-        )
+        below = 0.5 * math.erfc(-a / math.sqrt(2))
+        hazard = math.exp(-a * a / 2) / (math.sqrt(2 * math.pi) * below)
+        # Bayes: an outage explains the cut for sure, the link as it is believed by ``below``
+        gone = self._outage_at(now_s)
+        gone = gone / (gone + (1.0 - gone) * below)
         return msgspec.structs.replace(
             self,
             mean=max(mean - deviation * hazard, _MIN_LOG_RATE),
             variance=variance * min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0),
+            outage=gone,
+            outage_share=self.outage_share + _OUTAGE_STEP * (gone - self.outage_share),
+            bounds=self.bounds + 1,
             updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
         )
 

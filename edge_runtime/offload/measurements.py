@@ -17,6 +17,7 @@ from edge_runtime.policies.base import LinkOutlook
 __all__ = ["Measurements"]
 
 _MAX_WINDOW_BYTES = 1 << 20
+_KNOWN_RTTS = 4
 
 
 class Measurements:
@@ -57,6 +58,11 @@ class Measurements:
             window_bytes=self.window_bytes(now_s) if warm else INITIAL_WINDOW_BYTES,
             in_flight_bytes=in_flight_bytes,
             samples=self.link.samples,
+            rtt_nodes_ms=self.rtt.nodes_ms if self.rtt.samples >= _KNOWN_RTTS else (),
+            outage=estimate.outage,
+            fresh_share=estimate.fresh_share,
+            long_run_mean=estimate.long_run_mean,
+            long_run_deviation=estimate.long_run_deviation,
         )
 
     def window_bytes(self, now_s: float) -> float:
