@@ -59,6 +59,7 @@ _FAR = 2.5
 _KNOWN_SAMPLES = 3
 _OUTAGE_STEP = 0.1
 _OUTAGE_SURE = 0.98
+_MIN_OUTAGE = 0.005
 _MIN_Z = -8.0  # beyond, the truncated tail is numerically empty
 
 
@@ -94,7 +95,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     tau_s: float = 6.0
     jump_tau_s: float = 10.0
     outage_tau_s: float = 4.0
-    outage: float = 0.0
+    outage: float = 0.02
     """P(in an outage) at ``updated_s``."""
     outage_share: float = 0.02
     noise_variance: float = 0.1
@@ -218,12 +219,15 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         below = 0.5 * math.erfc(-a / math.sqrt(2))
         hazard = math.exp(-a * a / 2) / (math.sqrt(2 * math.pi) * below)
         # Bayes: an outage explains the cut for sure, the link as it is believed by ``below``
-        gone = self._outage_at(now_s)
+        gone = max(self._outage_at(now_s), _MIN_OUTAGE)
         gone = gone / (gone + (1.0 - gone) * below)
+        variance *= min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0)
+        # a normal of these moments leaks over the bound: one deviation is kept below it
+        most = bound - math.sqrt(variance + self.noise_variance)
         return msgspec.structs.replace(
             self,
-            mean=max(mean - deviation * hazard, _MIN_LOG_RATE),
-            variance=variance * min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0),
+            mean=max(min(mean - deviation * hazard, max(most, _MIN_LOG_RATE)), _MIN_LOG_RATE),
+            variance=variance,
             outage=gone,
             outage_share=self.outage_share + _OUTAGE_STEP * (gone - self.outage_share),
             bounds=self.bounds + 1,
