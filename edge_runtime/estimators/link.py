@@ -135,6 +135,10 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         keep = math.exp(-max(0.0, now_s - self.updated_s) / self.outage_tau_s)
         return self.outage_share + (self.outage - self.outage_share) * keep
 
+    def _mean_step(self) -> float:
+        """A mean of the first samples, a forgetting one later."""
+        return max(_MEAN_STEP, 1.0 / (self.samples + self.bounds + 3))
+
     def _far_below(self, log_rate: float) -> bool:
         if self.samples + self.bounds < _KNOWN_SAMPLES:
             return False  # a slow link, for all that is known
@@ -185,7 +189,6 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         gain = variance / (variance + self.noise_variance)
         most = _FAR * math.sqrt(self.long_run_variance)
         away = min(max(sample - self.long_run_mean, -most), most)
-        step = max(_MEAN_STEP, 1.0 / (self.samples + 3))
         long_run_variance = self.long_run_variance + _VARIANCE_STEP * (
             away * away - self.long_run_variance
         )
@@ -193,7 +196,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
             self,
             mean=mean + gain * (sample - mean),
             variance=(1.0 - gain) * variance,
-            long_run_mean=self.long_run_mean + step * away,
+            long_run_mean=self.long_run_mean + self._mean_step() * away,
             long_run_variance=max(long_run_variance, _MIN_LONG_RUN_VARIANCE),
             outage=0.0,
             outage_share=(1.0 - _OUTAGE_STEP) * self.outage_share,
@@ -221,6 +224,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         # Bayes: an outage explains the cut for sure, the link as it is believed by ``below``
         gone = max(self._outage_at(now_s), _MIN_OUTAGE)
         gone = gone / (gone + (1.0 - gone) * below)
+        away = min(0.0, max(bound - self.long_run_mean, -_FAR * math.sqrt(self.long_run_variance)))
         variance *= min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0)
         # a normal of these moments leaks over the bound: one deviation is kept below it
         most = bound - math.sqrt(variance + self.noise_variance)
@@ -228,6 +232,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
             self,
             mean=max(min(mean - deviation * hazard, max(most, _MIN_LOG_RATE)), _MIN_LOG_RATE),
             variance=variance,
+            long_run_mean=self.long_run_mean + self._mean_step() * away,
             outage=gone,
             outage_share=self.outage_share + _OUTAGE_STEP * (gone - self.outage_share),
             bounds=self.bounds + 1,
