@@ -11,111 +11,15 @@ from edge_runtime.demo.records import RequestRecord
 from edge_runtime.demo.scoring import ModeScore
 from edge_runtime.results import InferenceSource
 from edge_runtime.simulation.links import LinkSchedule
+from edge_runtime.simulation.report.plot import RIGHT, TOP, WIDTH, Frame, log_ticks, ticks
 
 __all__ = ["accuracy_chart", "latency_chart", "timeline_chart"]
 
-_WIDTH: Final = 720
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 18, 16, 44
 _MODE_CLASS: Final = {
     "ONLY_ON_DEVICE": "device",
     "ONLY_IN_CLOUD": "cloud",
     "ADAPTIVE": "adaptive",
 }
-
-
-class _Frame:
-    """A plot area with axes; maps data to pixels."""
-
-    def __init__(
-        self,
-        title: str,
-        height: int,
-        x_range: tuple[float, float],
-        y_range: tuple[float, float],
-        *,
-        log_x: bool = False,
-        log_y: bool = False,
-    ) -> None:
-        self._title = title
-        self._height = height
-        self._x_range, self._y_range = x_range, y_range
-        self._log_x, self._log_y = log_x, log_y
-        self._parts: list[str] = []
-
-    def x(self, value: float) -> float:
-        """Pixel column of a value."""
-        share = _share(value, self._x_range, log=self._log_x)
-        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        """Pixel row of a value."""
-        share = _share(value, self._y_range, log=self._log_y)
-        return round(self._height - _BOTTOM - share * (self._height - _TOP - _BOTTOM), 1)
-
-    @property
-    def floor(self) -> float:
-        """Pixel row of the x axis."""
-        return self._height - _BOTTOM
-
-    def add(self, markup: str) -> None:
-        """Draw."""
-        self._parts.append(markup)
-
-    def axes(
-        self,
-        x_label: str,
-        x_ticks: Mapping[float, str],
-        y_label: str,
-        y_ticks: Mapping[float, str],
-    ) -> None:
-        """Grid lines, tick labels, and what the axes mean."""
-        for value, text in y_ticks.items():
-            y = self.y(value)
-            self.add(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>')
-            self.add(f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end">{escape(text)}</text>')
-        for value, text in x_ticks.items():
-            x = self.x(value)
-            self.add(f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{self.floor}"/>')
-            self.add(
-                f'<text x="{x}" y="{self.floor + 16}" text-anchor="middle">{escape(text)}</text>'
-            )
-        middle = (_LEFT + _WIDTH - _RIGHT) / 2
-        self.add(
-            f'<text class="label" x="{middle}" y="{self._height - 6}" text-anchor="middle">'
-            f"{escape(x_label)}</text>"
-        )
-        self.add(
-            f'<text class="label" transform="translate(14 {(self.floor + _TOP) / 2}) rotate(-90)" '
-            f'text-anchor="middle">{escape(y_label)}</text>'
-        )
-
-    def svg(self) -> str:
-        """The finished chart."""
-        return (
-            f'<svg viewBox="0 0 {_WIDTH} {self._height}" role="img" '
-            f'aria-label="{escape(self._title, quote=True)}">{"".join(self._parts)}</svg>'
-        )
-
-
-def _share(value: float, bounds: tuple[float, float], *, log: bool) -> float:
-    low, high = bounds
-    if log:
-        low, high, value = math.log(low), math.log(high), math.log(max(value, low))
-    return min(1.0, max(0.0, (value - low) / (high - low)))
-
-
-def _nice_step(span: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that divides ``span`` into about five."""
-    raw = span / 5
-    power = 10.0 ** math.floor(math.log10(raw))
-    return next(factor * power for factor in (1, 2, 5, 10) if raw <= factor * power)
-
-
-def _ticks(low: float, high: float, unit: str = "") -> dict[float, str]:
-    step = _nice_step(high - low)
-    first = math.ceil(low / step - 1e-9)
-    count = math.floor(high / step + 1e-9) - first + 1
-    return {(first + i) * step: f"{(first + i) * step:g}{unit}" for i in range(count)}
 
 
 def accuracy_chart(scores: Mapping[str, ModeScore]) -> str:
@@ -124,16 +28,16 @@ def accuracy_chart(scores: Mapping[str, ModeScore]) -> str:
     percent = {mode: 100 * score.accuracy_in_deadline for mode, score in scores.items()}
     high_x = max(max(megabytes.values()) * 1.15, 0.1)
     low_y = max(0.0, 10 * math.floor(min(percent.values()) / 10 - 0.2))
-    frame = _Frame("Accuracy within the deadline against bytes", 300, (0, high_x), (low_y, 100))
+    frame = Frame("Accuracy within the deadline against bytes", 300, (0, high_x), (low_y, 100))
     frame.axes(
         "uploaded, MB",
-        _ticks(0, high_x),
+        ticks(0, high_x),
         "right within the deadline, %",
-        _ticks(low_y, 100),
+        ticks(low_y, 100),
     )
     for mode, value in percent.items():
         x, y = frame.x(megabytes[mode]), frame.y(value)
-        at_end = x > _WIDTH * 0.7
+        at_end = x > WIDTH * 0.7
         frame.add(f'<circle class="{_MODE_CLASS[mode]}" cx="{x}" cy="{y}" r="7"/>')
         below = 16 if mode == "ONLY_ON_DEVICE" else 2  # its point lies close to another's
         frame.add(
@@ -149,20 +53,18 @@ def latency_chart(records: Mapping[str, Sequence[RequestRecord]], deadline_ms: f
         (record.latency_ms for found in records.values() for record in found), default=1.0
     )
     high = max(2 * deadline_ms, 1.1 * slowest)
-    frame = _Frame("Share of requests answered within a time", 300, (1, high), (0, 100), log_x=True)
-    decades = [10.0**power for power in range(int(math.log10(high)) + 1)]
-    ticks = {step * d: f"{step * d:g}" for d in decades for step in (1, 2, 5) if step * d <= high}
-    frame.axes("answered within, ms (logarithmic)", ticks, "requests, %", _ticks(0, 100))
-    x = frame.x(deadline_ms)
-    frame.add(f'<line class="deadline" x1="{x}" x2="{x}" y1="{_TOP}" y2="{frame.floor}"/>')
-    frame.add(f'<text x="{x + 5}" y="{_TOP + 10}">deadline</text>')
+    frame = Frame("Share of requests answered within a time", 300, (1, high), (0, 100), log_x=True)
+    frame.axes(
+        "answered within, ms (logarithmic)", log_ticks(1, high), "requests, %", ticks(0, 100)
+    )
+    frame.mark(deadline_ms, "deadline")
     for mode, found in records.items():
         latencies = sorted(record.latency_ms for record in found if record.answered)
         path = [f"M{frame.x(1)} {frame.y(0)}"]
         for done, latency in enumerate(latencies, 1):
             path.append(f"H{frame.x(latency)}V{frame.y(100 * done / len(found))}")
         if latencies:
-            path.append(f"H{_WIDTH - _RIGHT}")
+            path.append(f"H{WIDTH - RIGHT}")
         frame.add(f'<path class="curve {_MODE_CLASS[mode]}" d="{"".join(path)}"/>')
     return frame.svg()
 
@@ -174,20 +76,20 @@ def timeline_chart(
     high_s = max(record.link_s for record in records) + 0.05
     rates = [segment.uplink_mbps for segment in schedule.segments if segment.uplink_mbps > 0]
     low, high = min(rates) / 12, max(rates) * 1.3
-    frame = _Frame(
+    frame = Frame(
         "Uplink rate over time and where each request ran", 330, (0, high_s), (low, high),
         log_y=True,
     )  # fmt: skip
     powers = range(math.floor(math.log10(min(rates))), math.ceil(math.log10(high)) + 1)
     y_ticks = {10.0**p: f"{10.0**p:g}" for p in powers if min(rates) <= 10.0**p <= high}
-    frame.axes("seconds since the link started", _ticks(0, high_s), "uplink, Mbit/s", y_ticks)
+    frame.axes("seconds since the link started", ticks(0, high_s), "uplink, Mbit/s", y_ticks)
     frame.add(f'<path class="rate" d="{_rate_path(frame, schedule, high_s)}"/>')
     for number, (start_s, name) in enumerate(_episodes(schedule, 0.95 * high_s)):
-        row = _TOP + 10 + 14 * (number % 2)  # two rows: a short episode's name outgrows it
+        row = TOP + 10 + 14 * (number % 2)  # two rows: a short episode's name outgrows it
         frame.add(f'<text class="episode" x="{frame.x(start_s) + 4}" y="{row}">{name}</text>')
     if killed_s is not None:
         x = frame.x(killed_s)
-        frame.add(f'<line class="deadline" x1="{x}" x2="{x}" y1="{_TOP}" y2="{frame.floor}"/>')
+        frame.add(f'<line class="deadline" x1="{x}" x2="{x}" y1="{TOP}" y2="{frame.floor}"/>')
         frame.add(f'<text x="{x + 5}" y="{frame.floor - 60}">broker killed</text>')
     for record in records:
         in_cloud = record.source is InferenceSource.IN_CLOUD
@@ -210,7 +112,7 @@ def _tooltip(record: RequestRecord) -> str:
     )
 
 
-def _rate_path(frame: _Frame, schedule: LinkSchedule, high_s: float) -> str:
+def _rate_path(frame: Frame, schedule: LinkSchedule, high_s: float) -> str:
     """An area under the rate; outages are gaps."""
     path = []
     time_s = 0.0
