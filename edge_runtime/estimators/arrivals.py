@@ -15,6 +15,10 @@ __all__ = ["ArrivalEstimator"]
 
 _SHORTEST_S = 0.125
 _OCTAVES = 12
+_ENDS_S = tuple(
+    _SHORTEST_S * 2.0**octave * (8.0 if octave == _OCTAVES - 1 else 1.0)
+    for octave in range(_OCTAVES)
+)
 _FORGET = 0.97
 _PRIOR_WEIGHT = 2.0
 _PRIOR_MEAN_S = 10.0
@@ -49,31 +53,26 @@ class ArrivalEstimator(msgspec.Struct, frozen=True, kw_only=True):
         """P(the next gap is at most ``seconds``), linear within an octave."""
         if seconds <= 0:
             return 0.0
-        total, below, start_s = sum(self.weights), 0.0, 0.0
-        for octave, weight in enumerate(self.weights):
-            end_s = _SHORTEST_S * 2.0**octave
-            if octave == _OCTAVES - 1:
-                end_s *= 8
-            if seconds >= end_s:
-                below += weight
-            else:
-                below += weight * max(0.0, seconds - start_s) / (end_s - start_s)
+        below, start_s = 0.0, 0.0
+        for weight, end_s in zip(self.weights, _ENDS_S, strict=True):
+            if seconds < end_s:
+                below += weight * (seconds - start_s) / (end_s - start_s)
                 break
+            below += weight
             start_s = end_s
-        return below / total
+        return below / sum(self.weights)
 
     def expected_within(self, seconds: float) -> float:
         """E[min(gap, seconds)]: the integral of the survival function, by octaves."""
+        if seconds <= 0.0:
+            return 0.0
         total, survival, passed_s, start_s = sum(self.weights), 1.0, 0.0, 0.0
-        for octave, weight in enumerate(self.weights):
-            end_s = _SHORTEST_S * 2.0**octave
-            if octave == _OCTAVES - 1:
-                end_s *= 8
-            span_s = min(seconds, end_s) - start_s
-            if span_s <= 0:
-                break
-            slope = weight / total / (end_s - start_s)
-            passed_s += span_s * (survival - slope * span_s / 2)
-            survival -= weight / total
+        for weight, end_s in zip(self.weights, _ENDS_S, strict=True):
+            share = weight / total
+            if seconds < end_s:
+                span_s = seconds - start_s
+                return passed_s + span_s * (survival - share * span_s / (end_s - start_s) / 2)
+            passed_s += (end_s - start_s) * (survival - share / 2)
+            survival -= share
             start_s = end_s
         return passed_s

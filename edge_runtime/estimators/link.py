@@ -59,6 +59,7 @@ _FAR = 2.5
 _KNOWN_SAMPLES = 3
 _OUTAGE_STEP = 0.1
 _OUTAGE_SURE = 0.98
+_MIN_OUTAGE = 0.005
 _MIN_Z = -8.0  # beyond, the truncated tail is numerically empty
 
 
@@ -89,10 +90,12 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
     long_run_variance: float
     updated_s: float | None = None
     samples: int = 0
+    bounds: int = 0
+    """Uploads that were cut off and showed no more than a bound."""
     tau_s: float = 6.0
     jump_tau_s: float = 10.0
     outage_tau_s: float = 4.0
-    outage: float = 0.0
+    outage: float = 0.02
     """P(in an outage) at ``updated_s``."""
     outage_share: float = 0.02
     noise_variance: float = 0.1
@@ -132,8 +135,12 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         keep = math.exp(-max(0.0, now_s - self.updated_s) / self.outage_tau_s)
         return self.outage_share + (self.outage - self.outage_share) * keep
 
+    def _mean_step(self) -> float:
+        """A mean of the first samples, a forgetting one later."""
+        return max(_MEAN_STEP, 1.0 / (self.samples + self.bounds + 3))
+
     def _far_below(self, log_rate: float) -> bool:
-        if self.samples < _KNOWN_SAMPLES:
+        if self.samples + self.bounds < _KNOWN_SAMPLES:
             return False  # a slow link, for all that is known
         gap = _FAR * max(1.0, math.sqrt(self.long_run_variance))
         return log_rate < self.long_run_mean - gap
@@ -182,7 +189,6 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         gain = variance / (variance + self.noise_variance)
         most = _FAR * math.sqrt(self.long_run_variance)
         away = min(max(sample - self.long_run_mean, -most), most)
-        step = max(_MEAN_STEP, 1.0 / (self.samples + 3))
         long_run_variance = self.long_run_variance + _VARIANCE_STEP * (
             away * away - self.long_run_variance
         )
@@ -190,7 +196,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
             self,
             mean=mean + gain * (sample - mean),
             variance=(1.0 - gain) * variance,
-            long_run_mean=self.long_run_mean + step * away,
+            long_run_mean=self.long_run_mean + self._mean_step() * away,
             long_run_variance=max(long_run_variance, _MIN_LONG_RUN_VARIANCE),
             outage=0.0,
             outage_share=(1.0 - _OUTAGE_STEP) * self.outage_share,
@@ -213,13 +219,23 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         mean, variance = self._aged(now_s)
         deviation = math.sqrt(variance)
         a = max((bound - mean) / max(deviation, 1e-9), _MIN_Z)
-        hazard = math.exp(-a * a / 2) / (
-            math.sqrt(2 * math.pi) * 0.5 * math.erfc(-a / math.sqrt(2))
-        )
+        below = 0.5 * math.erfc(-a / math.sqrt(2))
+        hazard = math.exp(-a * a / 2) / (math.sqrt(2 * math.pi) * below)
+        # Bayes: an outage explains the cut for sure, the link as it is believed by ``below``
+        gone = max(self._outage_at(now_s), _MIN_OUTAGE)
+        gone = gone / (gone + (1.0 - gone) * below)
+        away = min(0.0, max(bound - self.long_run_mean, -_FAR * math.sqrt(self.long_run_variance)))
+        variance *= min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0)
+        # a normal of these moments leaks over the bound: one deviation is kept below it
+        most = bound - math.sqrt(variance + self.noise_variance)
         return msgspec.structs.replace(
             self,
-            mean=max(mean - deviation * hazard, _MIN_LOG_RATE),
-            variance=variance * min(max(1.0 - a * hazard - hazard * hazard, 0.0), 1.0),
+            mean=max(min(mean - deviation * hazard, max(most, _MIN_LOG_RATE)), _MIN_LOG_RATE),
+            variance=variance,
+            long_run_mean=self.long_run_mean + self._mean_step() * away,
+            outage=gone,
+            outage_share=self.outage_share + _OUTAGE_STEP * (gone - self.outage_share),
+            bounds=self.bounds + 1,
             updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
         )
 

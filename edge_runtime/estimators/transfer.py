@@ -20,6 +20,7 @@ __all__ = [
     "CONNECTION_KEPT_S",
     "INITIAL_WINDOW_BYTES",
     "required_rate",
+    "slow_start_rounds",
     "upload_ms",
     "window_limited",
     "wire_bytes",
@@ -40,8 +41,8 @@ def wire_bytes(body_bytes: float) -> float:
     return _OVERHEAD * body_bytes + _HEADER_BYTES
 
 
-def _rounds(size_bytes: float, window_bytes: float) -> Iterator[tuple[int, float]]:
-    """``(j, B_j)`` while bytes are left."""
+def slow_start_rounds(size_bytes: float, window_bytes: float) -> Iterator[tuple[int, float]]:
+    """``(j, B_j)`` while bytes are left: rounds done, and bytes after them."""
     rounds, left, window = 0, size_bytes, window_bytes
     while left > 0:
         yield rounds, left
@@ -57,7 +58,10 @@ def upload_ms(
     if rate <= 0:
         return math.inf
     return max(
-        (j * rtt_ms + 1000.0 * left / rate for j, left in _rounds(size_bytes, window_bytes)),
+        (
+            j * rtt_ms + 1000.0 * left / rate
+            for j, left in slow_start_rounds(size_bytes, window_bytes)
+        ),
         default=0.0,
     )
 
@@ -67,7 +71,7 @@ def required_rate(
 ) -> float:
     """The slowest rate at which ``upload_ms`` is at most ``budget_ms``; infinity: none is."""
     needed = 0.0
-    for j, left in _rounds(size_bytes, window_bytes):
+    for j, left in slow_start_rounds(size_bytes, window_bytes):
         time_ms = budget_ms - j * rtt_ms
         if time_ms <= 0:
             return math.inf

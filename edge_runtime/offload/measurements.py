@@ -33,6 +33,8 @@ _MIN_MEASURED_BYTES = limits.PROGRESS_EVERY_BYTES
 """Of a cancelled upload: less than one acknowledgement says nothing but "slow"."""
 _HINT_TAU_S = 5.0
 _STALL_MS = 50.0
+_KNOWN_RTTS = 4
+"""From so many samples on, they say more than a normal distribution around the mean."""
 
 
 class Measurements:
@@ -69,7 +71,7 @@ class Measurements:
             log_rate_deviation=belief.log_rate_deviation,
             rtt_ms=path.rtt.srtt_ms,
             rtt_deviation_ms=path.rtt.deviation_ms,
-            rtt_nodes_ms=path.rtt.nodes_ms,
+            rtt_nodes_ms=path.rtt.nodes_ms if path.rtt.samples >= _KNOWN_RTTS else (),
             connection_open=warm,
             idle_ms=None if path.used_s is None else idle_s * 1e3,
             setup_round_trips=setup_round_trips,

@@ -13,7 +13,7 @@ import math
 
 import msgspec
 
-from edge_runtime.estimators.transfer import required_rate, upload_ms, wire_bytes
+from edge_runtime.estimators.transfer import slow_start_rounds, upload_ms, wire_bytes
 from edge_runtime.policies.base import CloudOutlook, LinkOutlook, UploadProgress
 
 __all__ = ["Forecast", "forecast", "setup_ms"]
@@ -48,8 +48,12 @@ def forecast(
     *,
     warm: bool = False,
     progress: UploadProgress | None = None,
+    tails: tuple[tuple[float, float], ...] | None = None,
 ) -> Forecast:
     """Predict one upload that starts now, or goes on.
+
+    The rate that a pair of nodes needs is ``estimators.transfer.required_rate``, its rounds
+    taken out of the loop. ``tails``: other nodes for the broker's tail.
 
     ``warm``: as if radio and connection were ready. ``progress``: of an upload that is under
     way; what is acknowledged left a round trip ago, so no further one is added.
@@ -63,22 +67,27 @@ def forecast(
         window_bytes += progress.acknowledged_bytes
         round_trips, wait_ms = 0, 0.0
     server_ms = cloud.queue_ms + cloud.inference_ms + cloud.answer_ms
-    deviation = max(link.log_rate_deviation, _MIN_DEVIATION)
+    if tails is None:
+        tails = _TAIL_NODES if cloud.tail_ms > 0 else _NO_TAIL
     fresh = link.fresh_share if progress is None else 0.0
-    long_run_deviation = max(link.long_run_deviation, _MIN_DEVIATION)
+    scale = -1.0 / (_SQRT_2 * max(link.log_rate_deviation, _MIN_DEVIATION))
+    fresh_scale = -1.0 / (_SQRT_2 * max(link.long_run_deviation, _MIN_DEVIATION))
+    mean, long_run_mean = link.log_rate_mean, link.long_run_mean
+    rounds = tuple(slow_start_rounds(size_bytes, window_bytes))
+    last = rounds[-1][0]
     p_in_time = 0.0
     for rtt_ms, rtt_weight in _rtt_nodes(link):
-        for means, weight in _TAIL_NODES if cloud.tail_ms > 0 else _NO_TAIL:
-            late_ms = server_ms + means * cloud.tail_ms + round_trips * rtt_ms + wait_ms
-            needed = required_rate(size_bytes, time_left_ms - late_ms, rtt_ms, window_bytes)
-            if needed < math.inf:
-                log_needed = math.log(needed)
-                z = (link.log_rate_mean - log_needed) / deviation
-                p = 0.5 * math.erfc(-z / _SQRT_2)
-                if fresh > 0.0:
-                    z = (link.long_run_mean - log_needed) / long_run_deviation
-                    p += fresh * (0.5 * math.erfc(-z / _SQRT_2) - p)
-                p_in_time += rtt_weight * weight * p
+        budget_ms = time_left_ms - server_ms - wait_ms - round_trips * rtt_ms
+        for means, weight in tails:
+            time_ms = budget_ms - means * cloud.tail_ms
+            if time_ms - last * rtt_ms <= 0.0:
+                continue
+            # bytes per millisecond that the slowest round needs
+            log_needed = math.log(1e3 * max([left / (time_ms - j * rtt_ms) for j, left in rounds]))
+            p = 0.5 * math.erfc((mean - log_needed) * scale)
+            if fresh > 0.0:
+                p += fresh * (0.5 * math.erfc((long_run_mean - log_needed) * fresh_scale) - p)
+            p_in_time += rtt_weight * weight * p
     p_in_time = min(p_in_time, 1.0) * (1.0 - link.outage)
     median_ms = upload_ms(size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, window_bytes)
     return Forecast(

@@ -158,6 +158,7 @@ class _Turn:
         self.radio = _radio(situation)
         self.left_ms = situation.time_left_ms
         self.size = wire_bytes(situation.upload_bytes)
+        self._standing_joules: float | None = None
 
     # Prices -------------------------------------------------------------------------
 
@@ -181,11 +182,15 @@ class _Turn:
         The tail burns until the next request, which uses the radio itself; without a rhythm
         to go by, to its end.
         """
+        if self._standing_joules is None:
+            self._standing_joules = self._stand(radio)
+        return radio.transfer_joules(size_bytes, upload_ms / 1e3) + self._standing_joules
+
+    def _stand(self, radio: RadioPower) -> float:
+        """Promotion and tail: the same for every upload that starts now."""
         link, arrivals, tail_s = self.link, self.situation.arrivals, radio.tail_s
         silence_s = tail_s if link.idle_ms is None else min(link.idle_ms / 1e3, tail_s)
-        joules = radio.transfer_joules(size_bytes, upload_ms / 1e3)
-        if silence_s >= tail_s:
-            joules += radio.promotion_joules()
+        joules = radio.promotion_joules() if silence_s >= tail_s else 0.0
         burning_s = silence_s
         if arrivals is not None:
             burning_s = arrivals.expected_within(tail_s) - arrivals.expected_within(

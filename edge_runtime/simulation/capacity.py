@@ -28,7 +28,7 @@ class Capacity:
         cumulative = np.concatenate([[0.0], np.cumsum(rates * BIN_S)])
         self._rates: list[float] = rates.tolist()
         self._cumulative: list[float] = cumulative.tolist()
-        self._total = self._cumulative[-1]
+        self._total: float = self._cumulative[-1]
         self._period_s = BIN_S * len(rates)
         self._phase_s = phase_s % self._period_s
 

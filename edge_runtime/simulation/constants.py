@@ -36,18 +36,14 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
-
-
-class RunConstants(_Table):
+class RunConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Length of a run."""
 
     duration_s: Annotated[float, msgspec.Meta(gt=0, le=86_400)]
     http_timeout_s: Positive
 
 
-class AccuracyConstants(_Table):
+class AccuracyConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The pair of models."""
 
     confidence_alpha: Positive
@@ -56,7 +52,7 @@ class AccuracyConstants(_Table):
     cloud_right_if_local_wrong: Share
 
 
-class ImageConstants(_Table):
+class ImageConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the bodies."""
 
     median_bytes: Positive
@@ -65,13 +61,13 @@ class ImageConstants(_Table):
     max_bytes: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class PoissonConstants(_Table):
+class PoissonConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Independent requests."""
 
     rate_per_s: Positive
 
 
-class BurstConstants(_Table):
+class BurstConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Several shots, then a pause."""
 
     mean_pause_s: Positive
@@ -81,7 +77,7 @@ class BurstConstants(_Table):
     max_gap_s: Positive
 
 
-class ArrivalConstants(_Table):
+class ArrivalConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The three patterns of requests."""
 
     poisson: PoissonConstants
@@ -89,7 +85,7 @@ class ArrivalConstants(_Table):
     sparse: PoissonConstants
 
 
-class TcpConstants(_Table):
+class TcpConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Transport."""
 
     initial_window_bytes: Positive
@@ -104,7 +100,7 @@ class TcpConstants(_Table):
     unacknowledged_bytes: NotNegative
 
 
-class ServerConstants(_Table):
+class ServerConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The broker and what befalls it."""
 
     service_mean_ms: Positive
@@ -118,7 +114,7 @@ class ServerConstants(_Table):
     outage_refuses: Share
 
 
-class RttConstants(_Table):
+class RttConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Synthetic round trips: base + Gamma(shape, scale), in milliseconds."""
 
     base_ms: NotNegative
@@ -126,7 +122,7 @@ class RttConstants(_Table):
     scale_ms: NotNegative
 
 
-class DeviceConstants(_Table):
+class DeviceConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The local model on one class of device; the latency is log-normal."""
 
     local_median_ms: Positive
@@ -134,7 +130,7 @@ class DeviceConstants(_Table):
     local_watts: NotNegative
 
 
-class ThermalConstants(_Table):
+class ThermalConstants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Slowdown by recent duty."""
 
     max_slowdown: Annotated[float, msgspec.Meta(ge=1, le=100)]
@@ -142,7 +138,7 @@ class ThermalConstants(_Table):
     full_duty: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
-class Constants(_Table):
+class Constants(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole world."""
 
     run: RunConstants

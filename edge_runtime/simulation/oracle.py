@@ -27,6 +27,7 @@ from edge_runtime.simulation.power import RadioMeter
 from edge_runtime.simulation.records import ACTION_CODES
 from edge_runtime.simulation.transport import (
     Path,
+    Upload,
     fresh_path,
     plan_ping,
     plan_upload,
@@ -190,7 +191,7 @@ class _Search:
         answer_s: float,
         from_cloud: bool,
         right: float,
-        upload: object | None = None,
+        upload: Upload | None = None,
         *,
         ping: bool = False,
     ) -> _State:
@@ -198,11 +199,11 @@ class _Search:
         bytes_, joules, wasted, local_s = 0.0, 0.0, 0.0, 0.0
         spans: tuple[tuple[float, float, float, float, bool], ...] = ()
         if upload is not None:
-            begin, sent, end = upload.begin_s, upload.up_end_s, upload.answer_s  # type: ignore[attr-defined]
-            bytes_ = upload.wire_bytes + upload.setup_bytes  # type: ignore[attr-defined]
-            promoted = upload.promoted  # type: ignore[attr-defined]
+            begin, sent, end = upload.begin_s, upload.up_end_s, upload.answer_s
+            bytes_ = upload.wire_bytes + upload.setup_bytes
+            promoted = upload.promoted
             spans = ((begin, sent, end, bytes_, promoted),)
-            path = upload.after  # type: ignore[attr-defined]
+            path = upload.after
             wasted = 0.0 if from_cloud else bytes_
         elif ping:
             sent_ping = plan_ping(self.world, path, now)
