@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import msgspec
@@ -34,13 +35,14 @@ from edge_runtime.observation import Asked, OwnUpload, observe
 from edge_runtime.offload.uplink import CloudAnswer
 from edge_runtime.photo import Photo
 from edge_runtime.policies.base import Action, Decision, Situation
+from edge_runtime.policies.constraints import cloud_obstacle
 from edge_runtime.policies.learned import features
 from edge_runtime.results import InferenceSource, Result, Timings, make_result
 from edge_runtime.seed import Seed
 
 __all__ = ["Request"]
 
-_MIN_REVIEW_S = 0.01
+_MIN_REVIEW_MS = 10.0
 
 
 class Request:
@@ -83,6 +85,7 @@ class Request:
             None if uplink is None else uplink.model_sha256
         )
         self._lock = threading.RLock()
+        self._wake: Callable[[], None] = _nobody_waits
         self._situation: Situation
         self._decision: Decision
         # Alarms; None: not set.
@@ -133,6 +136,17 @@ class Request:
                 self._start_cloud()
         except Exception as error:
             self._fail(error)
+        except BaseException:  # interrupted: nobody will wait
+            self.abandon()
+            raise
+
+    def on_change(self, wake: Callable[[], None]) -> None:
+        """Have ``wake`` called when ``done`` ends, or ``next_alarm_s`` came nearer.
+
+        It is called in any thread and must be quick. Look at both once more after this call.
+        """
+        self._wake = wake
+        self.done.add_done_callback(lambda _: wake())
 
     def next_alarm_s(self) -> float | None:
         """When ``on_alarm`` wants to be called next; None: only an event can help."""
@@ -150,15 +164,16 @@ class Request:
                 if _due(self._local_start_s, now_s):
                     self._local_start_s = None
                     self._start_local()
-                starts = _due(self._cloud_start_s, now_s)
-                reviews = _due(self._review_s, now_s)
+                late = _due(self._answer_by_s, now_s)
+                starts = _due(self._cloud_start_s, now_s) and not late
+                reviews = _due(self._review_s, now_s) and not late
                 if starts:
                     self._cloud_start_s, self._cloud_asked = None, True
                 if reviews:
                     self._review_s = None
             if starts:
                 self._start_cloud()
-            if reviews and not _due(self._answer_by_s, now_s):
+            if reviews:
                 self._review()
             self._give_in_time(now_s)
         except Exception as error:  # a policy's own
@@ -169,7 +184,7 @@ class Request:
         with self._lock:
             if not _due(self._answer_by_s, now_s) or self.done.done():
                 return
-            self._answer_by_s = None
+            self._answer_by_s = self._cloud_start_s = self._review_s = None
             if self._cloud is not None:  # waited for the local one in vain
                 self._give_cloud(self._cloud)
                 return
@@ -271,11 +286,14 @@ class Request:
 
     def _plan_turns(self, decision: Decision) -> None:
         """When to look at the upload again, and when to start a late local run."""
-        now_s = time.monotonic()
+        now_s, before_s = time.monotonic(), self.next_alarm_s()
         if decision.review_ms is not None:
-            self._review_s = now_s + max(decision.review_ms / 1e3, _MIN_REVIEW_S)
+            self._review_s = _after(now_s, max(decision.review_ms, _MIN_REVIEW_MS))
         if decision.action is Action.CLOUD_FIRST and self._ticket is None:
             self._local_start_s = _after(now_s, decision.local_start_ms)
+        next_s = self.next_alarm_s()
+        if next_s is not None and (before_s is None or next_s < before_s):
+            self._wake()  # the caller sleeps until ``before_s``
 
     def _withdraw(self) -> None:
         self._withdrawn, self._review_s = True, None
@@ -366,8 +384,9 @@ class Request:
         self._start_cloud()
 
     def _may_upload(self) -> bool:
-        engine = self._engine
-        return engine.uplink is not None and engine.policy.uses_cloud and not self._asked.private
+        """Nobody forbade it: a budget that is spent binds a broken model too."""
+        obstacle = cloud_obstacle(self._situation)
+        return self._engine.policy.uses_cloud and obstacle in (None, "circuit_open")
 
     # The cloud side -----------------------------------------------------------------
 
@@ -536,6 +555,10 @@ class Request:
             self._ticket.future.cancel()
         if self._cloud_future is not None:
             self._cloud_future.cancel()
+
+
+def _nobody_waits() -> None:
+    """The caller has not begun to wait, and will look at the alarms when it does."""
 
 
 def _after(now_s: float, wait_ms: float) -> float | None:

@@ -48,6 +48,7 @@ from edge_runtime.policies.base import Budgets, InferenceMode, Policy, Prices
 from edge_runtime.request import Request
 from edge_runtime.results import Counts, InferenceSource, Result, Status
 from edge_runtime.seed import Seed
+from edge_runtime.waiting import wait, wait_async
 
 __all__ = ["EdgeRuntime"]
 
@@ -309,40 +310,17 @@ class EdgeRuntime:
 
     def _wait(self, request: Request) -> Result:
         try:
-            while True:
-                alarm_s = request.next_alarm_s()
-                wait_s = None if alarm_s is None else max(0.0, alarm_s - time.monotonic())
-                try:
-                    result = request.done.result(wait_s)
-                    break
-                except FutureTimeout:
-                    if request.done.done():  # since just now, or it is a policy's own error
-                        result = request.done.result()
-                        break
-                    request.on_alarm()
+            return self._count(wait(request))
         except BaseException as error:
-            request.abandon()
             self._count_failure(error)
             raise
-        return self._count(result)
 
     async def _wait_async(self, request: Request) -> Result:
-        done = asyncio.wrap_future(request.done)
         try:
-            while True:
-                alarm_s = request.next_alarm_s()
-                wait_s = None if alarm_s is None else max(0.0, alarm_s - time.monotonic())
-                ended, _ = await asyncio.wait((done,), timeout=wait_s)
-                if ended:
-                    result = done.result()
-                    break
-                request.on_alarm()
+            return self._count(await wait_async(request))
         except BaseException as error:
-            done.cancel()
-            request.abandon()
             self._count_failure(error)
             raise
-        return self._count(result)
 
     def _begin(
         self,

@@ -15,9 +15,11 @@ import aiohttp
 
 from edge_runtime.contract.errors import ContractError, NetworkUnreachable
 from edge_runtime.contract.frames import (
+    Data,
     Error,
     Hello,
     Pong,
+    Progress,
     Reject,
     Request,
     decode_frame,
@@ -67,6 +69,7 @@ class Session:
         self._multiplexer = Multiplexer()
         self._meter = RateMeter()
         self._waiting: dict[int, asyncio.Future[HttpResponse]] = {}
+        self._receipts: dict[int, tuple[UploadReceipt, Sending]] = {}
         self._pings: dict[int, asyncio.Future[Pong]] = {}
         self._wake = asyncio.Event()
         self._unheard_s: float | None = None
@@ -107,6 +110,9 @@ class Session:
         sending = self._multiplexer.request(request, body, now)
         future: asyncio.Future[HttpResponse] = asyncio.get_running_loop().create_future()
         self._waiting[sending.request.id] = future
+        if receipt is not None:
+            self._receipts[sending.request.id] = (receipt, sending)
+            self._note(sending.request.id)
         if self._unheard_s is None:
             self._unheard_s = now
         self._wake.set()
@@ -121,8 +127,8 @@ class Session:
             raise
         finally:
             self._waiting.pop(sending.request.id, None)
-            if receipt is not None:
-                _fill(receipt, sending, rate_reported=self._meter.reported(sending.request.id))
+            self._note(sending.request.id)
+            self._receipts.pop(sending.request.id, None)
             self._meter.forget(sending.request.id)
 
     async def ping(self) -> Pong:
@@ -179,7 +185,10 @@ class Session:
                     break
                 now, self.heard = time.monotonic(), True
                 self._unheard_s = now if self._waiting else None
-                event = self._multiplexer.receive(decode_frame(message.data), now)
+                frame = decode_frame(message.data)
+                event = self._multiplexer.receive(frame, now)
+                if isinstance(frame, Progress):
+                    self._note(frame.id)
                 if event is not None:
                     self._on_event(event)
                 self._measure()
@@ -198,6 +207,8 @@ class Session:
                 full = self._multiplexer.uploading and self._backlogged(now)
                 frame = self._multiplexer.next_frame(now, data=not full)
                 if frame is not None:
+                    if isinstance(frame, Data):
+                        self._note(frame.id)
                     await self._connection.send_bytes(encode_frame(frame))
                     await asyncio.sleep(0)  # acknowledgements and cancels get their turn
                     continue
@@ -259,6 +270,13 @@ class Session:
         future = self._waiting.get(sending.request.id)
         if future is not None and not future.done():
             future.set_result(response)
+
+    def _note(self, request_id: int) -> None:
+        """Tell whoever reads the receipt of an upload how far it came."""
+        known = self._receipts.get(request_id)
+        if known is not None:
+            receipt, sending = known
+            _fill(receipt, sending, rate_reported=self._meter.reported(request_id))
 
     def _measure(self) -> None:
         delivered_bytes = self._multiplexer.window.delivered_bytes

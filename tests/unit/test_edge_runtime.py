@@ -303,7 +303,9 @@ def test_adaptive_gives_the_held_answer_by_the_deadline() -> None:
     with runtime("ADAPTIVE", broker(delay_ms=3000)) as edge:
         result = edge.run(photo(0), deadline_ms=400)
         assert result.inference_source is LOCAL
-        assert result.error == "deadline_exceeded"
+        # the last look at the upload gave it up, or time did
+        gave_up = result.decision.reason == "cloud_too_late"
+        assert result.error == (None if gave_up else "deadline_exceeded")
         assert result.deadline_met
         assert 300 < result.timings.total_ms <= 400
 
