@@ -6,7 +6,7 @@ from edge_runtime.policies.base import InferenceMode
 from edge_runtime.policies.gain import Gain, GainPrior
 from edge_runtime.policies.utility import ExpectedUtility
 
-__all__ = ["Adaptive", "GainPrior"]
+__all__ = ["Adaptive", "Balanced", "ForAccuracy", "GainPrior", "Saver"]
 
 
 class Adaptive(ExpectedUtility):
@@ -18,4 +18,37 @@ class Adaptive(ExpectedUtility):
 
     def with_gain(self, gain: Gain) -> Adaptive:
         """The same with a measured gain."""
-        return Adaptive(gain)
+        return type(self)(gain)
+
+
+class ForAccuracy(ExpectedUtility):
+    """``ExpectedUtility:accuracy``, as an entry point makes it."""
+
+    def __init__(self, gain: Gain | None = None) -> None:
+        super().__init__("accuracy", gain)
+
+    def with_gain(self, gain: Gain) -> ForAccuracy:
+        """The same with a measured gain."""
+        return type(self)(gain)
+
+
+class Balanced(ExpectedUtility):
+    """``ExpectedUtility:balanced``."""
+
+    def __init__(self, gain: Gain | None = None) -> None:
+        super().__init__("balanced", gain)
+
+    def with_gain(self, gain: Gain) -> Balanced:
+        """The same with a measured gain."""
+        return type(self)(gain)
+
+
+class Saver(ExpectedUtility):
+    """``ExpectedUtility:saver``."""
+
+    def __init__(self, gain: Gain | None = None) -> None:
+        super().__init__("saver", gain)
+
+    def with_gain(self, gain: Gain) -> Saver:
+        """The same with a measured gain."""
+        return type(self)(gain)

@@ -47,6 +47,8 @@ class _Picks:
     uses_local = True
     uses_cloud = True
     prewarms = True
+    learns = True
+    """Feeds on ``Situation.memory``."""
     name = ""
 
     def decide(self, situation: Situation) -> Decision:

@@ -63,6 +63,7 @@ class BandwidthThreshold:
     uses_local = True
     uses_cloud = True
     prewarms = True
+    learns = True
 
     def __init__(self, mbps: float = 5.0) -> None:
         self.mbps = mbps
@@ -107,6 +108,7 @@ class Hedged:
     uses_local = True
     uses_cloud = True
     prewarms = True
+    learns = True
 
     def __init__(self, policy: HedgingPolicy | None = None) -> None:
         self.policy = policy or HedgingPolicy()

@@ -55,7 +55,7 @@ _UNKNOWN_RADIO_JOULES = 2.0
 """What an upload costs where nothing is known of the radio."""
 _REVIEW_SHARE = 0.8
 _WASTE = 5.0
-_LONG_RUN = 0.25
+_LONG_RUN = 0.35
 _SURE = 0.995
 _START_MARGIN_MS = 10.0
 _WINDOW_KEPT_S = 1.0
@@ -238,7 +238,12 @@ class _Turn:
         best = max(hedged, cascade, first)
         if best > 0.0 and best == first:
             decision = self._decision(
-                Action.CLOUD_FIRST, "cloud_before_local", now, first, price_now, local_ms
+                Action.CLOUD_FIRST,
+                "cloud_before_local",
+                now,
+                first + price_now.total,
+                price_now,
+                local_ms,
             )
             return msgspec.structs.replace(decision, local_start_ms=start_ms)
         if best > 0.0 and best == hedged:
@@ -248,7 +253,12 @@ class _Turn:
             return msgspec.structs.replace(decision, await_local=awaits)
         if cascade > 0.0:
             decision = self._decision(
-                Action.CASCADE, "ask_after_local", later, cascade, price_later, local_ms
+                Action.CASCADE,
+                "ask_after_local",
+                later,
+                cascade + price_later.total,
+                price_later,
+                local_ms,
             )
             return self._warm(decision, self.left_ms - local_ms) if self._cold() else decision
         decision = self._decision(Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms)

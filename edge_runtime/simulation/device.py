@@ -35,6 +35,7 @@ from edge_runtime.policies.learned import features
 from edge_runtime.simulation.executor import LocalWorker, thermal_state
 from edge_runtime.simulation.power import RadioMeter
 from edge_runtime.simulation.records import ACTION_CODES, Event
+from edge_runtime.simulation.requests import Outcome, Request
 from edge_runtime.simulation.transport import (
     Ping,
     Upload,
@@ -46,84 +47,11 @@ from edge_runtime.simulation.transport import (
 )
 from edge_runtime.simulation.world import World
 
-__all__ = ["DeviceRun", "Outcome"]
+__all__ = ["DeviceRun"]
 
 _PING_TIMEOUT_S = 3.0
 _MIN_WAIT_MS = 5.0
 _START_RATIO = 0.25  # quantile of the local latency that must fit for a run to start
-
-
-class Outcome:
-    """What became of one request."""
-
-    __slots__ = (
-        "action",
-        "answer_s",
-        "cloud_in_time",
-        "decision_s",
-        "decisions",
-        "from_cloud",
-        "offloaded",
-        "p_cloud",
-        "uploaded_bytes",
-        "wasted_bytes",
-    )
-
-    def __init__(self) -> None:
-        self.answer_s = math.inf
-        self.from_cloud = False
-        self.offloaded = False
-        self.uploaded_bytes = 0.0
-        self.wasted_bytes = 0.0
-        self.p_cloud = math.nan
-        self.cloud_in_time = False
-        self.decision_s = 0.0
-        self.decisions = 0
-        self.action = ACTION_CODES["LOCAL"]
-
-
-class _Request:
-    """Live state of one request."""
-
-    __slots__ = (
-        "answer_by_s",
-        "arrived_s",
-        "cloud_held",
-        "cloud_over",
-        "cut",
-        "decision",
-        "done",
-        "features",
-        "held",
-        "index",
-        "local_submitted",
-        "outcome",
-        "plan",
-        "predicted_ms",
-        "seen",
-        "submitted_s",
-        "version",
-    )
-
-    def __init__(self, index: int, arrived_s: float, deadline_s: float) -> None:
-        self.index = index
-        self.arrived_s = arrived_s
-        self.answer_by_s = arrived_s + deadline_s
-        self.outcome = Outcome()
-        self.decision: Decision
-        self.done = False
-        self.held = False
-        self.local_submitted = False
-        self.plan: Upload | None = None
-        self.submitted_s = math.inf
-        self.version = 0
-        self.cut = False
-        self.cloud_over = False
-        self.cloud_held = False
-        self.features: tuple[float, ...] = ()
-        self.predicted_ms: float | None = None
-        self.seen = (0.0, 0.0)
-        """When progress was last looked at, and the bytes acknowledged by then."""
 
 
 class DeviceRun:
@@ -132,12 +60,12 @@ class DeviceRun:
     def __init__(self, world: World, policy: Policy, *, timeline: bool = False) -> None:
         self._world = world
         self._policy = policy
-        self._learns = policy.__class__.__module__.endswith((".learned", ".statics"))
+        self._learns = bool(getattr(policy, "learns", False))
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._number = 0
         self._now = 0.0
         self._path = fresh_path()
-        self._active: list[_Request] = []
+        self._active: list[Request] = []
         self._worker = LocalWorker(world)
         self._radio = radio_power(world.radio)
         self.meter = RadioMeter(self._radio)
@@ -149,7 +77,7 @@ class DeviceRun:
         self._latency_ms = (median_ms, 1.2 * median_ms)
         seeded = random.Random(world.seed)  # noqa: S311  # jitter of a breaker, no secret
         self._breaker = Breaker(seeded.random)
-        self._requests: list[_Request] = []
+        self._requests: list[Request] = []
         self.events: list[Event] = []
         self._timeline = timeline
 
@@ -180,7 +108,7 @@ class DeviceRun:
 
     # What the device knows ------------------------------------------------------------
 
-    def _situation(self, request: _Request, confidence: float | None) -> Situation:
+    def _situation(self, request: Request, confidence: float | None) -> Situation:
         now = self._now
         estimates = self._estimates
         upload = None
@@ -215,7 +143,7 @@ class DeviceRun:
             memory=self._memory,
         )
 
-    def _progress(self, request: _Request) -> UploadProgress:
+    def _progress(self, request: Request) -> UploadProgress:
         plan = request.plan
         assert plan is not None  # noqa: S101
         rtt_s = self._world.round_trips.at(self._now)
@@ -227,7 +155,7 @@ class DeviceRun:
             answered=request.cloud_held,
         )
 
-    def _local_outlook(self, request: _Request) -> LocalOutlook:
+    def _local_outlook(self, request: Request) -> LocalOutlook:
         worker, now = self._worker, self._now
         p50_ms, p95_ms = self._latency_ms
         wait_ms = 0.0
@@ -246,7 +174,7 @@ class DeviceRun:
             watts=self._world.device.local_watts,
         )
 
-    def _link_outlook(self, request: _Request, estimates: PathEstimator) -> LinkOutlook:
+    def _link_outlook(self, request: Request, estimates: PathEstimator) -> LinkOutlook:
         now = self._now
         path = self._path
         tcp = self._world.constants.tcp
@@ -293,7 +221,7 @@ class DeviceRun:
 
     # Decisions ------------------------------------------------------------------------
 
-    def _decide(self, request: _Request, confidence: float | None) -> Decision:
+    def _decide(self, request: Request, confidence: float | None) -> Decision:
         situation = self._situation(request, confidence)
         started = time.thread_time()
         decision = self._policy.decide(situation)
@@ -327,7 +255,7 @@ class DeviceRun:
         return decision
 
     def _arrive(self, index: int) -> None:
-        request = _Request(index, self._now, self._world.deadline_s)
+        request = Request(index, self._now, self._world.deadline_s)
         self._requests.append(request)
         self._note("arrival", index)
         if self._policy.uses_cloud and self._breaker.probe_due(self._now):
@@ -352,14 +280,14 @@ class DeviceRun:
 
     # The local side -------------------------------------------------------------------
 
-    def _submit_local(self, request: _Request) -> None:
+    def _submit_local(self, request: Request) -> None:
         if request.local_submitted or request.done:
             return
         request.local_submitted = True
         self._worker.line.append(request.index)
         self._next_local()
 
-    def _late_local(self, request: _Request) -> None:
+    def _late_local(self, request: Request) -> None:
         """Time for the local run, unless the policy, asked again, sees no need."""
         if request.done or request.local_submitted:
             return
@@ -369,7 +297,7 @@ class DeviceRun:
             return
         self._follow(request, self._decide(request, None))
 
-    def _follow(self, request: _Request, decision: Decision) -> None:
+    def _follow(self, request: Request, decision: Decision) -> None:
         """Do what was decided about an upload under way."""
         if decision.action is Action.LOCAL:
             self._cut(request)
@@ -385,7 +313,7 @@ class DeviceRun:
                 wait_s = max(decision.local_start_ms, _MIN_WAIT_MS) / 1e3
                 self._at(self._now + wait_s, self._late_local, request)
 
-    def _late_cloud(self, request: _Request) -> None:
+    def _late_cloud(self, request: Request) -> None:
         if not request.done:
             self._upload(request)
 
@@ -406,12 +334,12 @@ class DeviceRun:
             self._note("local_start", index)
             self._at(ends_s, self._local_ends, request, ends_s)
 
-    def _expire(self, request: _Request) -> None:
+    def _expire(self, request: Request) -> None:
         """No local answer will come in time; without an upload under way, none at all."""
         if request.plan is None or request.cloud_over:
             self._finish(request, math.inf, from_cloud=False)
 
-    def _local_ends(self, request: _Request, ends_s: float) -> None:
+    def _local_ends(self, request: Request, ends_s: float) -> None:
         worker = self._worker
         if worker.running != request.index or worker.ends_s != ends_s:
             return
@@ -427,7 +355,7 @@ class DeviceRun:
         if not request.done:
             self._local_came(request)
 
-    def _local_came(self, request: _Request) -> None:
+    def _local_came(self, request: Request) -> None:
         request.held = True
         late = self._now > request.answer_by_s
         decision = request.decision
@@ -451,7 +379,7 @@ class DeviceRun:
 
     # The cloud side -------------------------------------------------------------------
 
-    def _upload(self, request: _Request) -> None:
+    def _upload(self, request: Request) -> None:
         request.submitted_s = self._now
         request.outcome.offloaded = True
         self._note("upload_start", request.index)
@@ -459,14 +387,14 @@ class DeviceRun:
         self._plan(request)
         self._review_later(request)
 
-    def _review_later(self, request: _Request) -> None:
+    def _review_later(self, request: Request) -> None:
         review_ms = request.decision.review_ms
         if review_ms is not None:
             at_s = self._now + review_ms / 1e3
             if at_s < request.answer_by_s:
                 self._at(at_s, self._review, request)
 
-    def _plan(self, request: _Request) -> None:
+    def _plan(self, request: Request) -> None:
         before = self._path
         plan = plan_upload(self._world, before, max(self._now, request.submitted_s), request.index)
         request.plan = plan
@@ -475,7 +403,7 @@ class DeviceRun:
         self._at(plan.answer_s, self._cloud_came, request, request.version)
         self._at(plan.failed_s, self._cloud_failed, request, request.version)
 
-    def _bill(self, request: _Request, used_bytes: float, until_s: float) -> None:
+    def _bill(self, request: Request, used_bytes: float, until_s: float) -> None:
         plan = request.plan
         assert plan is not None  # noqa: S101
         if used_bytes > 0 or plan.begin_s < self._now:
@@ -483,7 +411,7 @@ class DeviceRun:
             self.meter.used(plan.begin_s, sent_s, until_s, used_bytes, promoted=plan.promoted)
         request.outcome.uploaded_bytes += used_bytes
 
-    def _cloud_came(self, request: _Request, version: int) -> None:
+    def _cloud_came(self, request: Request, version: int) -> None:
         plan = request.plan
         if request.version != version or request.cut or plan is None:
             return
@@ -501,7 +429,7 @@ class DeviceRun:
             return
         self._finish(request, self._now, from_cloud=True)
 
-    def _learn(self, request: _Request, plan: Upload) -> None:
+    def _learn(self, request: Request, plan: Upload) -> None:
         timing = ServerTiming(
             recv_ms=(plan.up_end_s - plan.ready_s) * 1e3,
             queue_ms=plan.queue_s * 1e3,
@@ -523,7 +451,7 @@ class DeviceRun:
                 in_time=self._now <= request.answer_by_s,
             )
 
-    def _cloud_failed(self, request: _Request, version: int) -> None:
+    def _cloud_failed(self, request: Request, version: int) -> None:
         plan = request.plan
         if request.version != version or request.cut or plan is None:
             return
@@ -545,7 +473,7 @@ class DeviceRun:
         elif not request.local_submitted:
             self._submit_local(request)
 
-    def _fall_back(self, request: _Request) -> None:
+    def _fall_back(self, request: Request) -> None:
         """A policy that held no local answer makes one now, late as it may be."""
         request.decision = Decision(action=Action.LOCAL, reason="local_fallback")
         if self._policy.uses_local:
@@ -553,14 +481,14 @@ class DeviceRun:
         else:
             self._finish(request, math.inf, from_cloud=False)
 
-    def _give_up(self, request: _Request) -> None:
+    def _give_up(self, request: Request) -> None:
         if request.done or request.cloud_over:
             return
         self._cut(request)
         request.cloud_over = True
         self._fall_back(request)
 
-    def _review(self, request: _Request) -> None:
+    def _review(self, request: Request) -> None:
         plan = request.plan
         if request.done or request.cut or request.cloud_over or plan is None:
             return
@@ -571,7 +499,7 @@ class DeviceRun:
         if not request.done and not request.cut:
             self._review_later(request)
 
-    def _cut(self, request: _Request) -> None:
+    def _cut(self, request: Request) -> None:
         """Cancel the upload; those behind it move up."""
         plan = request.plan
         if plan is None or request.cut or request not in self._active:
@@ -644,7 +572,7 @@ class DeviceRun:
 
     # The end --------------------------------------------------------------------------
 
-    def _deadline(self, request: _Request) -> None:
+    def _deadline(self, request: Request) -> None:
         if request.done:
             return
         if request.cloud_held and not request.held:
@@ -659,7 +587,7 @@ class DeviceRun:
             self._cut(request)
             request.cloud_over = True
 
-    def _finish(self, request: _Request, answer_s: float, *, from_cloud: bool) -> None:
+    def _finish(self, request: Request, answer_s: float, *, from_cloud: bool) -> None:
         request.done = True
         outcome = request.outcome
         outcome.answer_s = answer_s

@@ -22,9 +22,9 @@ import math
 from typing import Final, NamedTuple
 
 from edge_runtime.estimators.energy import RadioPower, radio_power
-from edge_runtime.simulation.device import Outcome
 from edge_runtime.simulation.power import RadioMeter
 from edge_runtime.simulation.records import ACTION_CODES
+from edge_runtime.simulation.requests import Outcome
 from edge_runtime.simulation.transport import (
     Path,
     Upload,

@@ -35,7 +35,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float
     kind: str
     """``arrival``, ``decision``, ``local_start``, ``local_end``, ``upload_start``,
-    ``upload_end``, ``abort``, ``answer``, ``ping`` or ``breaker``."""
+    ``local_expired``, ``upload_end``, ``abort``, ``answer`` or ``ping``."""
     request: int
     """Its number in the run; -1: of no request."""
     detail: str = ""

@@ -12,10 +12,11 @@ import numpy as np
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.simulation.constants import Constants, load_constants
-from edge_runtime.simulation.device import DeviceRun, Outcome
+from edge_runtime.simulation.device import DeviceRun
 from edge_runtime.simulation.lineup import ORACLES, expand_policies, make_policy
 from edge_runtime.simulation.oracle import run_oracle
 from edge_runtime.simulation.records import Event, PolicyRun, SimulationResult
+from edge_runtime.simulation.requests import Outcome
 from edge_runtime.simulation.traces import Trace
 from edge_runtime.simulation.world import World, draw_world
 

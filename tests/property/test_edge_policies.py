@@ -6,15 +6,18 @@ import math
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.conditions import Conditions
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.estimators.arrivals import ArrivalEstimator
+from edge_runtime.estimators.baselines import BaselineMemory
 from edge_runtime.policies import find_policy, policy_names
 from edge_runtime.policies.adaptive import Adaptive, GainPrior
 from edge_runtime.policies.base import (
     Action,
+    Budgets,
     CloudOutlook,
     Decision,
     InferenceMode,
@@ -23,9 +26,22 @@ from edge_runtime.policies.base import (
     Policy,
     Prices,
     Situation,
+    UploadProgress,
 )
+from edge_runtime.policies.constraints import cloud_obstacle
 from edge_runtime.policies.forecast import forecast
+from edge_runtime.policies.learned import HarmonicMean, LinUCB, MinLatency, Quantile
 from edge_runtime.policies.reasons import REASONS, sentence
+from edge_runtime.policies.statics import (
+    BandwidthThreshold,
+    Cascade,
+    CloudOnly,
+    Hedged,
+    HedgingPolicy,
+    LocalOnly,
+    RetryThrottling,
+)
+from edge_runtime.policies.utility import ExpectedUtility
 
 links = st.builds(
     LinkOutlook,
@@ -307,3 +323,217 @@ def test_a_large_answer_takes_its_time_too() -> None:
     assert slow.p_in_time < plain.p_in_time
     late = open_situation(cloud=msgspec.structs.replace(cloud, answer_ms=400), scored=False)
     assert Adaptive().decide(late).action is Action.LOCAL
+
+
+# The line-up ------------------------------------------------------------------------------
+
+LINE_UP: list[Policy] = [
+    LocalOnly(), CloudOnly(), BandwidthThreshold(), MinLatency(), HarmonicMean(), Quantile(),
+    LinUCB(), Hedged(), Cascade(0.7), ExpectedUtility("accuracy"), ExpectedUtility("balanced"),
+    ExpectedUtility("saver"),
+]  # fmt: skip
+progress = st.builds(
+    UploadProgress,
+    elapsed_ms=st.floats(0, 1000),
+    wire_bytes=st.floats(1, 1e6),
+    acknowledged_bytes=st.floats(0, 1e6),
+    sending=st.booleans(),
+    answered=st.booleans(),
+)
+memories = st.builds(
+    BaselineMemory,
+    ewma_rate=st.none() | st.floats(1e3, 1e8),
+    throughputs=st.lists(st.floats(1e3, 1e8), max_size=5).map(tuple),
+    ratios=st.lists(st.floats(0.1, 10), max_size=5).map(tuple),
+    rounds=st.integers(0, 30),
+)
+rhythms = st.builds(
+    lambda gap, count: _rhythm(gap, count), st.floats(0.05, 100), st.integers(0, 20)
+)
+
+
+def _rhythm(gap_s: float, count: int) -> ArrivalEstimator:
+    state = ArrivalEstimator()
+    for number in range(count):
+        state = state.observe(number * gap_s)
+    return state
+
+
+@pytest.mark.parametrize("policy", LINE_UP, ids=lambda policy: policy.name)
+@settings(max_examples=12)
+@given(
+    situation=situations,
+    upload=st.none() | progress,
+    memory=st.none() | memories,
+    arrivals=st.none() | rhythms,
+)
+def test_every_policy_of_the_line_up_is_pure_and_total(
+    policy: Policy,
+    situation: Situation,
+    upload: UploadProgress | None,
+    memory: BaselineMemory | None,
+    arrivals: ArrivalEstimator | None,
+) -> None:
+    situation = msgspec.structs.replace(situation, upload=upload, memory=memory, arrivals=arrivals)
+    decision = policy.decide(situation)
+    assert isinstance(policy, Policy)
+    again = msgspec.json.decode(msgspec.json.encode(situation), type=Situation)
+    assert policy.decide(again) == decision
+    assert decision.reason in REASONS or decision.reason == "unauthorized"
+    assert 0 <= decision.p_cloud_in_deadline <= 1
+    parts = decision.price_bytes + decision.price_energy + decision.price_time
+    assert parts == 0 or decision.price == pytest.approx(parts)
+    if situation.private and situation.local is not None and policy.uses_local:
+        assert decision.action is Action.LOCAL or (upload is not None and upload.answered)
+
+
+def _on_lte(**changes: object) -> Situation:
+    return open_situation(
+        conditions=Conditions(link_type="lte"), arrivals=_rhythm(2.0, 20), **changes
+    )
+
+
+def test_a_sure_local_answer_cancels_an_upload_under_way() -> None:
+    upload = UploadProgress(elapsed_ms=60, wire_bytes=1e5, acknowledged_bytes=3e4)
+    sure = ExpectedUtility("accuracy").decide(_on_lte(confidence=0.97, upload=upload))
+    assert (sure.action, sure.reason) == (Action.LOCAL, "confident")
+    unsure = ExpectedUtility("accuracy").decide(_on_lte(confidence=0.4, upload=upload))
+    assert unsure.action is Action.HEDGED
+    assert unsure.review_ms is not None
+
+
+def test_an_upload_that_cannot_arrive_any_more_is_given_up() -> None:
+    stuck = UploadProgress(elapsed_ms=300, wire_bytes=4e5, acknowledged_bytes=1e4)
+    decision = ExpectedUtility("accuracy").decide(
+        _on_lte(confidence=0.2, upload=stuck, time_left_ms=20)
+    )
+    assert (decision.action, decision.reason) == (Action.LOCAL, "cloud_too_late")
+
+
+def test_bytes_already_sent_have_no_price() -> None:
+    situation = _on_lte(confidence=0.88, time_left_ms=300)
+    assert ExpectedUtility("saver").decide(situation).action is Action.LOCAL
+    nearly = UploadProgress(elapsed_ms=90, wire_bytes=1e5, acknowledged_bytes=9.9e4)
+    going = msgspec.structs.replace(situation, upload=nearly)
+    assert ExpectedUtility("saver").decide(going).action is Action.HEDGED
+
+
+def test_of_two_answers_the_likelier_one_is_given() -> None:
+    held = UploadProgress(elapsed_ms=200, wire_bytes=1e5, acknowledged_bytes=1e5, answered=True)
+    policy = ExpectedUtility("accuracy")
+    assert policy.decide(_on_lte(confidence=0.95, upload=held)).action is Action.LOCAL
+    assert policy.decide(_on_lte(confidence=0.80, upload=held)).reason == "cloud_better"
+
+
+def test_a_slow_device_starts_late_when_the_cloud_is_near_and_requests_come_thick() -> None:
+    link = open_situation().link
+    assert link is not None
+    situation = open_situation(
+        confidence=None,
+        local=LocalOutlook(p50_ms=250, p95_ms=312.5, watts=3.0),
+        link=msgspec.structs.replace(
+            link, log_rate_mean=math.log(5e5), log_rate_deviation=0.3, window_bytes=14_600.0
+        ),
+        deadline_ms=500,
+        time_left_ms=500,
+        conditions=Conditions(link_type="lte"),
+        arrivals=_rhythm(0.3, 20),
+    )
+    decision = ExpectedUtility("balanced").decide(situation)
+    assert decision.action is Action.CLOUD_FIRST
+    assert decision.local_start_ms == pytest.approx(500 - 1.1 * 312.5 - 10)
+    assert decision.ask_again
+    assert decision.local_expires
+
+
+def test_the_late_local_run_starts_unless_the_answer_is_as_good_as_there() -> None:
+    slow = LocalOutlook(p50_ms=300, p95_ms=380, watts=3.0)
+    begun = UploadProgress(elapsed_ms=100, wire_bytes=1e5, acknowledged_bytes=2e4)
+    at_start = _on_lte(confidence=None, local=slow, deadline_ms=500, time_left_ms=400, upload=begun)
+    decision = ExpectedUtility("balanced").decide(at_start)
+    assert decision.local_start_ms == 0 or decision.p_cloud_in_deadline >= 0.995
+
+
+def test_a_path_is_kept_warm_for_a_near_request_and_left_to_sleep_for_a_far_one() -> None:
+    link = open_situation().link
+    assert link is not None
+    idle = msgspec.structs.replace(link, idle_ms=9_000.0)
+    sure = open_situation(confidence=0.97, link=idle, conditions=Conditions(link_type="lte"))
+    near = msgspec.structs.replace(sure, arrivals=_rhythm(4.0, 20))
+    far = msgspec.structs.replace(sure, arrivals=_rhythm(300.0, 20))
+    policy = ExpectedUtility("balanced")
+    assert policy.decide(near).warm_up
+    assert not policy.decide(far).warm_up
+    spare = msgspec.structs.replace(near, conditions=Conditions(link_type="lte", data_saver=True))
+    assert not policy.decide(spare).warm_up
+
+
+@settings(max_examples=20)
+@given(situation=situations)
+def test_dearer_modes_upload_only_where_cheaper_ones_do(situation: Situation) -> None:
+    known = msgspec.structs.replace(
+        situation, confidence=situation.confidence or 0.5, scored=True, upload=None
+    )
+    if uploads(ExpectedUtility("saver"), known):
+        assert uploads(ExpectedUtility("accuracy"), known)
+
+
+def test_limits_come_before_any_gain() -> None:
+    cases = [
+        ("metered_budget_spent", {"metered": True}, Budgets(metered_bytes_left=99_999)),
+        ("saver_budget_spent", {"data_saver": True}, Budgets(saver_bytes_left=0)),
+        ("battery_low", {"battery_percent": 9.0}, Budgets(min_battery_percent=10)),
+        ("too_hot", {"thermal": "critical"}, Budgets(max_thermal="serious")),
+    ]
+    for reason, signals, budgets in cases:
+        blocked = open_situation(conditions=Conditions(**signals), budgets=budgets)
+        assert cloud_obstacle(blocked) == reason
+        assert ExpectedUtility("accuracy").decide(blocked).reason == reason
+        assert cloud_obstacle(msgspec.structs.replace(blocked, budgets=Budgets())) is None
+    charging = Conditions(battery_percent=9.0, charging=True)
+    charged = open_situation(conditions=charging, budgets=Budgets(min_battery_percent=10))
+    assert cloud_obstacle(charged) is None
+    dear = open_situation(cloud_price_microusd=11, budgets=Budgets(max_price_microusd=10))
+    assert cloud_obstacle(dear) == "price_too_high"
+
+
+def test_a_minimum_accuracy_asks_whatever_the_price() -> None:
+    dear = Prices(per_request=1.0)
+    situation = open_situation(confidence=0.6, prices=dear)
+    assert Adaptive().decide(situation).action is Action.LOCAL
+    insists = msgspec.structs.replace(situation, budgets=Budgets(min_confidence=0.7))
+    assert Adaptive().decide(insists).action is Action.CASCADE
+
+
+def test_hedging_stops_at_half_of_its_tokens() -> None:
+    policy = Hedged(HedgingPolicy(retry_throttling=RetryThrottling()))
+    memory = BaselineMemory()
+    for _ in range(4):
+        memory = memory.failed()
+    assert policy.decide(open_situation(memory=memory)).action is Action.HEDGED
+    decision = policy.decide(open_situation(memory=memory.failed()))
+    assert (decision.action, decision.reason) == (Action.LOCAL, "throttled")
+    assert Hedged(HedgingPolicy(max_attempts=1)).decide(open_situation()).action is Action.LOCAL
+    late = Hedged(HedgingPolicy(hedging_delay_ms=40)).decide(open_situation())
+    assert late.cloud_start_ms == 40
+
+
+def test_rules_of_the_literature_pick_the_side_they_predict_to_be_better() -> None:
+    fast = BaselineMemory(ewma_rate=1e8, throughputs=(1e8,))
+    slow = BaselineMemory(ewma_rate=1e4, throughputs=(1e4,))
+    for policy in (MinLatency(), HarmonicMean(), Quantile(), BandwidthThreshold()):
+        near = open_situation(memory=fast)
+        if isinstance(policy, MinLatency):  # a round trip alone is 40 ms
+            near = msgspec.structs.replace(near, local=LocalOutlook(p50_ms=200, p95_ms=250))
+        assert policy.decide(near).action is Action.CLOUD_ONLY
+        assert policy.decide(open_situation(memory=slow)).action is Action.LOCAL
+    assert LinUCB().decide(open_situation(memory=BaselineMemory(rounds=20))).action is (
+        Action.CLOUD_ONLY
+    )
+
+
+def test_a_cascade_needs_a_confidence_for_its_threshold() -> None:
+    with pytest.raises(ValueError, match="theta"):
+        Cascade(1.5)
+    assert Cascade(0.7).decide(open_situation(confidence=0.69)).action is Action.CASCADE
+    assert Cascade(0.7).decide(open_situation(confidence=0.7)).action is Action.LOCAL
