@@ -27,6 +27,7 @@ from tests.support.fault_cases import (
     draw_cases,
     hanging_names,
     run_cases,
+    run_misses,
 )
 from tests.support.fault_proxy import ProxyHost
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=None, help=f"default: {CASES}")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--together", type=int, default=TOGETHER, help="cases at once")
+    parser.add_argument("--requests", type=int, default=40, help="in a row, to count misses")
     parser.add_argument("--only", type=int, metavar="N", help="the N-th case alone")
     arguments = parser.parse_args()
     cases = draw_cases(arguments.seed, arguments.cases or (QUICK if arguments.quick else CASES))
@@ -54,7 +56,12 @@ def main() -> None:
                 arena = Arena(host, Certificates(folder))
                 with arena.timer:
                     report, outcomes = run_cases(arena, cases, arguments.seed, arguments.together)
-    document = {"machine": describe_machine(), **msgspec.to_builtins(report)}
+                    misses = run_misses(arena, arguments.requests)
+    document = {
+        "machine": describe_machine(),
+        **msgspec.to_builtins(report),
+        "dead_black_holed_or_slow": msgspec.to_builtins(misses),
+    }
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1))
     for why in report.broken:
@@ -65,9 +72,18 @@ def main() -> None:
         f"{report.requests} requests in {report.cases} cases, {report.struck} struck, "
         f"{report.seconds:.0f} s, seed {report.seed}: worst overrun "
         f"{report.worst_overrun_ms:.0f} ms, slowest close {report.worst_close_ms:.0f} ms, "
-        f"{report.leaks} leaks, {report.misses} of {report.answers} answers late "
-        f"({report.misses_on_time} with a punctual machine), {len(report.broken)} broken"
+        f"{report.leaks} leaks, {report.misses} of {report.answers} answers late, "
+        f"{len(report.broken)} broken"
     )
+    for miss in report.missed:
+        print(f"late: {miss}")
+    print(
+        f"broker dead, black-holed or slow: {misses.misses} of {misses.requests} answers late "
+        f"({misses.misses_punctual} while the machine was punctual; {misses.late_local} not "
+        f"counted: the local model itself was too slow), worst {misses.worst_ms:+.0f} ms"
+    )
+    for late in misses.missed:
+        print(f"late: {late}")
     print(", ".join(f"{kind} {count}" for kind, count in report.by_kind.items()))
     print(f"wrote {arguments.json}")
     if report.broken:

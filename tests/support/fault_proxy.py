@@ -371,7 +371,7 @@ class _Connection:
     async def _at(self, phase: str) -> None:
         if self._dead.is_set():
             await asyncio.sleep(3600)
-        if self._proxy.phase != phase or self._proxy.fault in ("", "wrong_certificate"):
+        if self._proxy.phase != phase or not self._proxy.fault:
             return
         self._proxy.strikes += 1
         fault = self._proxy.fault
@@ -386,6 +386,7 @@ class _Connection:
             "slow": self._slow,
             "drip": self._drip,
             "flip": self._flip,
+            "wrong_certificate": self._nothing_yet,
         }
         await strike[fault](phase)
 
@@ -417,6 +418,9 @@ class _Connection:
 
     async def _drip(self, _phase: str) -> None:
         self._dripping = True
+
+    async def _nothing_yet(self, _phase: str) -> None:
+        """The handshake that follows has the other certificate."""
 
     async def _flip(self, _phase: str) -> None:
         self._flipping = True
