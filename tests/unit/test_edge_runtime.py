@@ -335,15 +335,15 @@ def test_every_decision_can_be_replayed() -> None:
         assert find_policy(mode).decide(situation) == result.decision
 
 
-def test_repeated_misses_teach_it_to_stop_waiting() -> None:
+def test_repeated_misses_are_no_longer_believed_in() -> None:
+    """An upload of next to no bytes may be tried again, but nobody waits to the end for it."""
     with runtime("ADAPTIVE", broker(delay_ms=3000)) as edge:
         results = [edge.run(photo(seed), deadline_ms=200) for seed in range(16)]
-    waited = [result.error == "deadline_exceeded" for result in results]
-    assert waited[0]
-    assert sum(waited[8:]) <= 6
-    assert {result.decision.reason for result in results[8:]} & {"cloud_too_late"}
-    likely = [result.decision.p_cloud_in_deadline for result in results]
-    assert max(likely[8:]) < likely[0] / 8
+        uploads_made = edge.status().counts.uploads
+    assert {result.decision.reason for result in results[8:]} == {"cloud_too_late"}
+    assert max(result.decision.p_cloud_in_deadline for result in results[8:]) < 0.1
+    assert uploads_made < 15
+    assert all(result.deadline_met for result in results[8:])
 
 
 # Labels ---------------------------------------------------------------------------------
