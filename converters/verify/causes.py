@@ -220,7 +220,16 @@ def _range_rows(reference: Reference, values: Sequence[Value]) -> list[RangeRow]
     for value, names in zip(quantized, matched, strict=True):
         assert value.low is not None  # noqa: S101  # chosen so
         assert value.high is not None  # noqa: S101
-        spreads.append({name: Spread((value.low, value.high)) for name in names})
+        # A range from zero on is a ReLU's, which the node may lack; an input has none.
+        spreads.append(
+            {
+                name: Spread(
+                    (value.low, value.high),
+                    rectified=value.low == 0.0 and name != next(iter(first)),
+                )
+                for name in names
+            }
+        )
     for kept in itertools.chain([first], map(reference.values, batches)):
         for nodes in spreads:
             for name, spread in nodes.items():
@@ -238,7 +247,7 @@ def _range_rows(reference: Reference, values: Sequence[Value]) -> list[RangeRow]
                     real=(spread.low, spread.high),
                     clip_db=spread.clip_db,
                     noise={
-                        kind: (max(low, 0.0) if spread.declared[0] == 0.0 else low, high)
+                        kind: (max(low, 0.0) if spread.rectified else low, high)
                         for kind, (low, high) in noises.get(name, {}).items()
                     },
                     limits=limits if name == next(iter(first)) else None,

@@ -56,6 +56,8 @@ class Spread:
     """What one value of the reference does over several inputs, seen from one range."""
 
     declared: Bounds
+    rectified: bool = False
+    """The range, from zero on, is that of a ReLU behind the node."""
     low: float = 0.0
     high: float = 0.0
     """Zero is always inside, as in every quantized range."""
@@ -63,8 +65,8 @@ class Spread:
     lost: float = 0.0
 
     def add(self, value: Array) -> None:
-        """One input's value. A range from 0 on is that of a ReLU, which the node may lack."""
-        if self.declared[0] == 0.0:
+        """One input's value."""
+        if self.rectified:
             value = np.maximum(value, 0.0)
         self.low = min(self.low, float(value.min()))
         self.high = max(self.high, float(value.max()))

@@ -64,9 +64,13 @@ def test_clipped_energy_is_exact() -> None:
 
 
 def test_a_range_from_zero_on_is_a_relus_and_clips_nothing_below() -> None:
-    spread = Spread((0.0, 4.0))
+    spread = Spread((0.0, 4.0), rectified=True)
     spread.add(np.array([-5.0, 1.0, 3.0], np.float32))
     assert (spread.low, spread.high, spread.clip_db) == (0.0, 3.0, 120.0)
+    plain = Spread((0.0, 4.0))
+    plain.add(np.array([-5.0, 1.0, 3.0], np.float32))
+    assert plain.low == -5.0
+    assert plain.clip_db < 2.0
 
 
 def test_values_are_matched_by_order_where_shapes_repeat_and_despite_clipping() -> None:
