@@ -101,7 +101,7 @@ def test_an_iterator_that_is_left_ends_what_is_under_way() -> None:
         answers.close()
         assert time.monotonic() - started < 5
         assert not [t for t in threading.enumerate() if t.name.startswith("nearfar-many")]
-        assert edge.status().counts.requests == 3, "two were abandoned, no other one begun"
+        assert 1 <= edge.status().counts.requests <= 3, "no fourth one was begun"
 
 
 @pytest.mark.parametrize("concurrency", [0, 65, -1])
