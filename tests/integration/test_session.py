@@ -658,7 +658,8 @@ async def test_news_of_the_queue_comes_unasked(broker: RunningBroker):
         lane = next(
             lane for key, lane in broker.services.scheduler._lanes.items() if key.name == "tiny"
         )
-        lane.latency.observe(1, 400.0, asyncio.get_running_loop().time())
+        for size in 20 * list(range(1, lane.max_batch + 1)):  # whatever was learned before
+            lane.latency.observe(size, 400.0, asyncio.get_running_loop().time())
         with held(broker):
             async with device(broker.url) as other:
                 for _ in range(20):
