@@ -159,9 +159,6 @@ async def _run(arguments: argparse.Namespace) -> None:
             policy=arguments.mode,
             deadline_ms=arguments.deadline_ms,
             variant="auto",
-            # One request, one exchange: on a session the broker would refuse, before the
-            # upload, what this link cannot carry, and ONLY_IN_CLOUD shows late answers here.
-            session=False,
         ) as runtime:
             variant = runtime.status().variant
             _say(DeviceReady(variant=None if variant is None else variant.variant))

@@ -203,6 +203,8 @@ class Measurements:
         since. If a part did and then nothing, the link has stalled: its rate is at most what
         arrived over all the time.
         """
+        if not receipt.sent_bytes:
+            return  # it waited its turn on this device
         link, rtt_ms, received = self.path.link, self.path.rtt.srtt_ms, receipt.received_bytes
         silent_ms = elapsed_ms - rtt_ms - receipt.elapsed_ms
         if received >= _MIN_MEASURED_BYTES and not receipt.rate_reported:

@@ -13,6 +13,7 @@ from typing import Final
 
 import aiohttp
 
+from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ContractError, NetworkUnreachable
 from edge_runtime.contract.frames import (
     Data,
@@ -22,6 +23,7 @@ from edge_runtime.contract.frames import (
     Progress,
     Reject,
     Request,
+    Welcome,
     decode_frame,
     encode_frame,
 )
@@ -35,6 +37,7 @@ from edge_runtime.offload.multiplexer import (
     Refused,
     Sending,
 )
+from edge_runtime.offload.places import Places
 from edge_runtime.offload.rate_meter import RateMeter
 from edge_runtime.offload.session_messages import from_error, from_result
 from edge_runtime.offload.transport import HttpResponse, PathListener, UploadReceipt
@@ -68,6 +71,7 @@ class Session:
         self._listener = listener
         self._multiplexer = Multiplexer()
         self._meter = RateMeter()
+        self.places = Places(limits.MAX_SESSION_REQUESTS, limits.MAX_SESSION_UPLOAD_BYTES)
         self._waiting: dict[int, asyncio.Future[HttpResponse]] = {}
         self._receipts: dict[int, tuple[UploadReceipt, Sending]] = {}
         self._pings: dict[int, asyncio.Future[Pong]] = {}
@@ -189,6 +193,8 @@ class Session:
                 event = self._multiplexer.receive(frame, now)
                 if isinstance(frame, Progress):
                     self._note(frame.id)
+                elif isinstance(frame, Welcome):
+                    self.places.requests = max(1, frame.max_requests)
                 if event is not None:
                     self._on_event(event)
                 self._measure()

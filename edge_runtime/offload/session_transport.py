@@ -94,7 +94,7 @@ class SessionTransport:
         if session is None:
             return await self._post(request, deadline_s)
         try:
-            return await session.exchange(_at(frame, deadline_s), request.body, request.receipt)
+            return await _exchange(session, frame, request, deadline_s)
         except SessionLost:
             if time.monotonic() >= deadline_s:
                 raise
@@ -102,7 +102,7 @@ class SessionTransport:
         session = await self._ready(deadline_s)
         if session is None:
             return await self._post(request, deadline_s)
-        return await session.exchange(_at(frame, deadline_s), request.body, request.receipt)
+        return await _exchange(session, frame, request, deadline_s)
 
     async def aclose(self) -> None:
         """Close the session, then every connection."""
@@ -197,6 +197,20 @@ class SessionTransport:
             self._pause_s = 0.0
             if session.lost_requests:
                 self._open_soon()
+
+
+async def _exchange(
+    session: Session, frame: Request, request: HttpRequest, deadline_s: float
+) -> HttpResponse:
+    """One exchange, once the session has a place for it."""
+    size_bytes = len(request.body)
+    if request.receipt is not None:
+        request.receipt.multiplexed = True
+    await session.places.take(size_bytes)
+    try:
+        return await session.exchange(_at(frame, deadline_s), request.body, request.receipt)
+    finally:
+        session.places.give(size_bytes)
 
 
 def _at(frame: Request, deadline_s: float) -> Request:

@@ -587,6 +587,26 @@ async def test_a_runtime_whose_broker_dawdles_blames_the_broker_and_not_the_link
         assert after.rate_bytes_per_s > before.rate_bytes_per_s / 4
 
 
+async def test_more_requests_than_a_session_carries_wait_their_turn_and_are_answered(
+    matching: RunningBroker,
+):
+    """The broker would refuse the 33rd, and the runtime then leave it alone for a while."""
+    count = 2 * limits.MAX_SESSION_REQUESTS
+    async with runtime(matching.url) as device:
+        transport = await session_of(device)
+        with held(matching) as gate:
+            asked = [
+                asyncio.create_task(device.arun(photo(seed), deadline_ms=20_000))
+                for seed in range(count)
+            ]
+            await until(lambda: matching.services.in_flight >= limits.MAX_SESSION_REQUESTS)
+            assert not any(task.done() for task in asked)
+            gate.set()
+            results = await asyncio.gather(*asked)
+        assert transport.session_open
+    assert [result.inference_source for result in results] == ["IN_CLOUD"] * count
+
+
 async def test_a_runtime_is_refused_before_the_upload_and_holds_off(matching: RunningBroker):
     async with linked(matching, 4.0, 20.0) as relay, runtime(relay.url) as device:
         await session_of(device)
