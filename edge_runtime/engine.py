@@ -6,6 +6,7 @@ import os
 import random
 import ssl
 import threading
+from collections.abc import Callable
 
 import msgspec
 
@@ -165,16 +166,20 @@ def open_log(
 
 
 def close_parts(
-    local: LocalModel | None, uplink: Uplink | None, log: DecisionLog | None = None
+    local: LocalModel | None,
+    uplink: Uplink | None,
+    log: DecisionLog | None = None,
+    end_jobs: Callable[[], None] = lambda: None,
 ) -> None:
-    """Network first: what was being uploaded falls back to the local model, which ends then.
+    """Jobs, the network, then the local model, to which what was being uploaded falls back.
 
     The garbage collector may call this in one of the threads to be ended; another one does
     it then, since no thread can wait for itself.
     """
     if threading.current_thread().name.startswith("nearfar-"):
-        threading.Thread(target=close_parts, args=(local, uplink, log)).start()
+        threading.Thread(target=close_parts, args=(local, uplink, log, end_jobs)).start()
         return
+    end_jobs()
     if uplink is not None:
         uplink.close()
     if local is not None:

@@ -22,12 +22,7 @@ from edge_runtime.calibrated import Calibrated
 from edge_runtime.conditions import ConditionsSource, UnknownConditions, read_conditions
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, NearfarError
-from edge_runtime.contract.tasks import (
-    ClassificationTask,
-    DetectionTask,
-    GenerationTask,
-    task_name,
-)
+from edge_runtime.contract.tasks import GenerationTask
 from edge_runtime.engine import (
     Engine,
     choose_policy,
@@ -39,6 +34,8 @@ from edge_runtime.engine import (
 )
 from edge_runtime.gain import GainLookup
 from edge_runtime.history import History
+from edge_runtime.jobs.book import JobBook
+from edge_runtime.later import Later, check_top_k
 from edge_runtime.log.recorder import LogSink, Recorder
 from edge_runtime.many import answer_many, answer_many_async, check_concurrency
 from edge_runtime.observe import prometheus_text
@@ -56,7 +53,7 @@ _MAX_GUARD_MS = 10.0
 _GUARD_SHARE = 0.05
 
 
-class EdgeRuntime:
+class EdgeRuntime(Later):
     """Answers images, or seeds, with a bundle: on the device, or in the cloud when that pays.
 
     Making one opens and verifies the bundle, loads a variant and times it (about a second;
@@ -89,6 +86,8 @@ class EdgeRuntime:
         session: send images over one WebSocket where the broker has it (``docs/session.md``):
             an upload can be cancelled, and refused before it begins. False: POST only.
         transport: instead of ``broker``: carries the requests (``edge_runtime.testing``).
+        state: a folder for what shall outlive the process: jobs (``submit``). Readable by its
+            owner alone; None: nothing is stored.
         log: a file for the decision log (``docs/decision-log.md``), a ``DecisionLog``, or a
             function that takes each request's ``LogEntry``.
 
@@ -118,6 +117,7 @@ class EdgeRuntime:
         allow_plain_http: bool = False,
         session: bool = True,
         transport: Transport | None = None,
+        state: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | LogSink | None = None,
     ) -> None:
         self._deadline_ms = _check_deadline_ms(deadline_ms)
@@ -179,10 +179,17 @@ class EdgeRuntime:
                 variant=None if local is None else local.variant.id,
             ),
         )
+        self._jobs = JobBook(
+            self._engine,
+            self._bundle.manifest.name,
+            None if state is None else Path(state) / "jobs",
+        )
         self._lock = threading.Lock()
         self._counts = Counts()
         # Also runs when the object is dropped, and when the program ends.
-        self._finalizer = weakref.finalize(self, close_parts, local, uplink, own_log)
+        self._finalizer = weakref.finalize(
+            self, close_parts, local, uplink, own_log, self._jobs.close
+        )
 
     # Answers --------------------------------------------------------------------------
 
@@ -334,12 +341,7 @@ class EdgeRuntime:
         self._require_open()
         if isinstance(task, GenerationTask):
             raise ConfigError("this bundle generates images from seeds: call generate(seed)")
-        if top_k is not None and not isinstance(task, ClassificationTask | DetectionTask):
-            raise ConfigError(f"top_k is for answers that are lists, not for {task_name(task)}")
-        if top_k is not None and not 1 <= top_k <= limits.MAX_TOP_K:
-            raise ConfigError(f"top_k must be 1 to {limits.MAX_TOP_K}, not {top_k}")
-        if top_k is None and isinstance(task, ClassificationTask):
-            top_k = task.top_k
+        top_k = check_top_k(task, top_k)
         policy = self._engine.policy
         if private and not policy.uses_local:
             raise ConfigError(

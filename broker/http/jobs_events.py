@@ -24,7 +24,7 @@ _RETRY_MS: Final = 1000
 
 
 async def job_events(request: web.Request) -> web.StreamResponse:
-    """Each change until the job has ended: those after ``Last-Event-ID``, or all known.
+    """Each change until the job has ended: those after ``Last-Event-ID``, or from the latest on.
 
     A comment is sent when nothing happens for a while, so that a dead connection is noticed
     by either side. The stream ends after the last event, and when the broker shuts down.

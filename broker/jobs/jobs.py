@@ -254,9 +254,13 @@ class Jobs:
     async def next_events(
         self, job: Job, last: int, wait_s: float
     ) -> list[tuple[int, str, JobInfo]] | None:
-        """Events after number ``last``; empty: none within ``wait_s``; None: no more will come."""
+        """Events after number ``last``; empty: none within ``wait_s``; None: no more will come.
+
+        ``last`` -1: how it stands, which is the latest one.
+        """
         changed = job.changed
         found = [event for event in job.events if event[0] > last]
+        found = found[-1:] if last < 0 else found
         told_all = bool(job.events) and job.events[-1][1] in ENDED_STATES
         if found or told_all or self._draining.is_set():
             return found or None

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -43,6 +44,7 @@ from edge_runtime.offload.transport import (
     HttpRequest,
     HttpResponse,
     ReportsPath,
+    StreamsAnswers,
     Transport,
     UploadReceipt,
 )
@@ -51,10 +53,14 @@ from edge_runtime.results import BrokerStatus
 
 __all__ = ["CloudAnswer", "Uplink"]
 
+_T = TypeVar("_T")
+
 _BACKGROUND_S = 3.0
 """A health or discovery request without an answer after this is a hard failure."""
 _WARM_PAUSE_S = 1.0
 _HOLD_S = 10.0
+_MAX_STREAMS = 2
+"""Event streams that are open at a time, so that connections are left for images."""
 
 
 class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -84,10 +90,10 @@ class Uplink:
         random: Callable[[], float],
     ) -> None:
         self._transport = transport
-        self._expected = expected
-        self._accept = accept_header(expected.task, image_type)
+        self.expected = expected
+        self.accept = accept_header(expected.task, image_type)
         self._wanted = cloud_model
-        self._api_key = api_key
+        self.api_key = api_key
         self._health = Health(random)
         self._measured = Measurements(link_type)
         if isinstance(transport, ReportsPath):
@@ -96,6 +102,7 @@ class Uplink:
         self.uploads = 0
         self.uploaded_bytes = 0
         self._busy = 0
+        self._streams = 0
         self._in_flight_bytes = 0
         self._warming: asyncio.Task[bool] | None = None
         self._finding: asyncio.Task[ServedModel] | None = None
@@ -172,6 +179,16 @@ class Uplink:
             refused.set_exception(NetworkUnreachable("this EdgeRuntime is being closed"))
             return refused
 
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Run a coroutine in the network thread; ``close`` cancels it.
+
+        Raises ``NetworkUnreachable`` once that was called.
+        """
+        try:
+            return self._thread.submit(work)
+        except RuntimeError:
+            raise NetworkUnreachable("this EdgeRuntime is being closed") from None
+
     def prewarm(self, *, forced: bool = False) -> Future[bool]:
         """Open a connection, measure the round trip and find the model, in the background.
 
@@ -212,10 +229,7 @@ class Uplink:
         started = time.monotonic()
         try:
             async with asyncio.timeout_at(deadline_s):
-                self._health.require_not_held()
-                if self._health.breaker.state != "CLOSED":
-                    await self._warm()
-                    self._health.require_closed()
+                await self._require_open()
                 model = await self._find()
                 reply, timing = await self._upload(model, body, media_type, deadline_s, receipt)
         except TimeoutError:
@@ -245,7 +259,7 @@ class Uplink:
         window_bytes = self._measured.window_bytes(sent)
         set_up = self._setup_round_trips()
         request = predict_request(
-            model.name, body, media_type, left_ms, self._api_key, self._accept, receipt
+            model.name, body, media_type, left_ms, self.api_key, self.accept, receipt
         )
         self._in_flight_bytes += len(body)
         self.uploads += 1
@@ -282,7 +296,7 @@ class Uplink:
             self._model = None
             raise
         try:
-            reply = read_answer(response, model.name, self._expected)
+            reply = read_answer(response, model.name, self.expected)
         except LabelsMismatch as error:
             self._model = None
             self._health.refused(error, hold_s=_HOLD_S)
@@ -316,6 +330,52 @@ class Uplink:
             self._busy -= 1
             self._measured.used(time.monotonic())
 
+    # In the event loop: what jobs need -------------------------------------------------
+
+    async def model_name(self) -> str:
+        """The cloud model for this bundle. Raises what ``submit`` raises before its upload."""
+        await self._require_open()
+        return (await self._find()).name
+
+    async def ask(self, request: HttpRequest, limit_s: float) -> HttpResponse:
+        """One exchange that is no image with a deadline; any status is an answer.
+
+        Raises ``CircuitOpen``, ``RemoteError`` or ``WireError``.
+        """
+        await self._require_open()
+        try:
+            async with asyncio.timeout(limit_s):
+                response = await self._send(request)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the broker did not answer within {limit_s:.0f} s") from None
+        no = refusal(response)
+        if no is not None and no.hard:
+            self._health.failed(no.error, hold_s=no.hold_s)
+        else:
+            self._health.alive()
+        return response
+
+    async def stream(self, request: HttpRequest) -> AsyncGenerator[bytes, None]:
+        """An answer as it comes; ends at once where the transport cannot do that."""
+        if not isinstance(self._transport, StreamsAnswers) or self._streams >= _MAX_STREAMS:
+            return
+        self._streams += 1
+        self._busy += 1
+        try:
+            async with aclosing(self._transport.stream(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            self._streams -= 1
+            self._busy -= 1
+
+    async def _require_open(self) -> None:
+        """Leave a broker alone that fails, or probe it when that is due."""
+        self._health.require_not_held()
+        if self._health.breaker.state != "CLOSED":
+            await self._warm()
+            self._health.require_closed()
+
     # In the event loop: finding the model, opening connections -----------------------
 
     async def _find(self) -> ServedModel:
@@ -333,7 +393,7 @@ class Uplink:
             task.exception()  # retrieved: those who waited may be gone
 
     async def _fetch_model(self) -> ServedModel:
-        response = await self._background(models_request(self._api_key))
+        response = await self._background(models_request(self.api_key))
         self._health.check_status(response)
         try:
             served = decode_models(response.body)
@@ -341,7 +401,7 @@ class Uplink:
             self._health.failed(error)
             raise
         try:
-            self._model = choose_model(served, self._wanted, self._expected)
+            self._model = choose_model(served, self._wanted, self.expected)
         except NearfarError as error:
             self._health.refused(error, hold_s=_HOLD_S)
             raise
@@ -371,7 +431,7 @@ class Uplink:
             self._health.breaker.begin_probe(now)
         window_bytes = self._measured.window_bytes(time.monotonic())
         try:
-            response = await self._background(health_request(self._api_key))
+            response = await self._background(health_request(self.api_key))
             no = refusal(response)
             if no is not None and no.hard:
                 self._health.failed(no.error)

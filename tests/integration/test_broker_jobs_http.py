@@ -149,7 +149,8 @@ async def test_events_come_until_the_end_and_resume_where_they_broke_off(broker:
         with held(broker) as gate:
             job = (await submit(broker.url)).json["id"]
             url = f"{broker.url}/v1/jobs/{job}/events"
-            headers = {"Origin": "https://app.example"}
+            headers = {"Origin": "https://app.example", "Last-Event-ID": "0"}
+            await until(lambda: broker.services.jobs._running is not None)
             async with session.get(url, headers=headers) as response:
                 assert response.content_type == "text/event-stream"
                 assert response.headers["Access-Control-Allow-Origin"] == "https://app.example"
@@ -222,7 +223,9 @@ async def test_a_shutdown_ends_event_streams_and_keeps_the_job(tmp_path: Path):
         async with broker_here(shared_servable(), **settings) as own:
             with held(own):
                 job = (await submit(own.url)).json["id"]
-                response = await session.get(f"{own.url}/v1/jobs/{job}/events")
+                await until(lambda: own.services.jobs._running is not None)
+                url, headers = f"{own.url}/v1/jobs/{job}/events", {"Last-Event-ID": "0"}
+                response = await session.get(url, headers=headers)
                 assert [e["event"] for e in await read_events(response, 2)] == ["queued", "running"]
                 own.services.jobs.drain()
                 assert await read_events(response, 9) == []

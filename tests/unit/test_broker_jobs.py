@@ -209,7 +209,8 @@ async def test_events_tell_each_change_and_resume_after_the_last_one_seen():
     async with running(runner) as jobs:
         job = await jobs.add("a", None, SPEC, b"1")
         await until(lambda: job.state == "running" and len(job.events) == 2)
-        seen = await jobs.next_events(job, -1, 0.01)
+        assert [name for _, name, _ in await jobs.next_events(job, -1, 0.01)] == ["running"]
+        seen = await jobs.next_events(job, 0, 0.01)
         assert [name for _, name, _ in seen] == ["queued", "running"]
         assert await jobs.next_events(job, seen[-1][0], 0.01) == []
         runner.gate.set()
