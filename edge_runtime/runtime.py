@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -30,7 +30,7 @@ from edge_runtime.engine import (
     connect,
     load_local,
     open_log,
-    open_transport,
+    open_transports,
 )
 from edge_runtime.gain import GainLookup
 from edge_runtime.history import History
@@ -67,7 +67,8 @@ class EdgeRuntime(Later):
 
     Args:
         bundle: a path, or an open ``Bundle``.
-        broker: URL of the broker; None: everything stays on the device.
+        broker: URL of the broker; None: everything stays on the device. Several: each request
+            goes to the better of two of them, and on to another one when that fails.
         policy: an ``InferenceMode``, the name of a registered policy, or a ``Policy``.
         variant: ``auto`` (the best one whose measured 95th percentile fits half the
             deadline, else the fastest), a variant's id, or ``FORMAT-PRECISION``.
@@ -101,7 +102,7 @@ class EdgeRuntime(Later):
     def __init__(
         self,
         bundle: str | os.PathLike[str] | Bundle,
-        broker: str | None = None,
+        broker: str | Sequence[str] | None = None,
         policy: str | Policy = InferenceMode.ADAPTIVE,
         variant: str = "auto",
         *,
@@ -116,14 +117,14 @@ class EdgeRuntime(Later):
         tls: ssl.SSLContext | None = None,
         allow_plain_http: bool = False,
         session: bool = True,
-        transport: Transport | None = None,
+        transport: Transport | Sequence[Transport] | None = None,
         state: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | LogSink | None = None,
     ) -> None:
         self._deadline_ms = _check_deadline_ms(deadline_ms)
         if not 1 <= threads <= 256:
             raise ConfigError(f"threads must be 1 to 256, not {threads}")
-        transport = open_transport(
+        transports = open_transports(
             broker,
             transport,
             api_key=api_key,
@@ -131,9 +132,9 @@ class EdgeRuntime(Later):
             allow_plain_http=allow_plain_http,
             session=session,
         )
-        chosen = choose_policy(policy, connected=transport is not None)
+        chosen = choose_policy(policy, connected=bool(transports))
         if not chosen.uses_cloud:
-            transport = None
+            transports = {}
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         task = self._bundle.manifest.task
         sink, own_log = open_log(log)
@@ -144,13 +145,13 @@ class EdgeRuntime(Later):
                 variant,
                 fits_ms=self._deadline_ms / 2,
                 threads=threads,
-                connected=transport is not None,
+                connected=bool(transports),
             )
         source = conditions or UnknownConditions()
         uplink = None
-        if transport is not None:
+        if transports:
             uplink = connect(
-                transport,
+                transports,
                 self._bundle,
                 cloud_model=cloud_model,
                 image_type="image/jpeg" if jpeg_answers else "image/png",
@@ -184,6 +185,7 @@ class EdgeRuntime(Later):
             self._bundle.manifest.name,
             None if state is None else Path(state) / "jobs",
         )
+        self._uplink = uplink
         self._lock = threading.Lock()
         self._counts = Counts()
         # Also runs when the object is dropped, and when the program ends.
@@ -416,7 +418,7 @@ class EdgeRuntime(Later):
         Returns whether an upload could start at once; without ``wait_ms`` the opening goes
         on in the background. False also without a broker. Never raises for the network.
         """
-        uplink = self._engine.uplink
+        uplink = self._uplink
         if uplink is None or self._finalizer.alive is False:
             return False
         future = uplink.prewarm(forced=True)
@@ -428,7 +430,7 @@ class EdgeRuntime(Later):
     def status(self) -> Status:
         """A snapshot: the variant and why, latencies, link, broker, breaker, counts."""
         engine = self._engine
-        uplink = engine.uplink
+        uplink = self._uplink
         with self._lock:
             counts = self._counts
         if uplink is not None:
@@ -444,6 +446,7 @@ class EdgeRuntime(Later):
             variant=None if engine.local is None else engine.local.status(),
             variant_error=None if error is None else error.detail,
             broker=None if uplink is None else uplink.status(),
+            brokers=() if uplink is None else uplink.statuses(),
             conditions=read_conditions(engine.conditions),
             counts=counts,
         )

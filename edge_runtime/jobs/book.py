@@ -221,9 +221,14 @@ class JobBook:
     # In the cloud -------------------------------------------------------------------------
 
     def _start_cloud(self, entry: _Entry) -> None:
-        uplink = self._engine.uplink
-        if uplink is None:
+        way = self._engine.uplink
+        if way is None:
             raise ConfigError("this job needs a broker: make the runtime with broker=URL")
+        uplink = way.pick(entry.record.broker)
+        if entry.record.broker != uplink.url:  # a new job, or its broker is no longer named
+            entry.record = msgspec.structs.replace(entry.record, broker=uplink.url, broker_job=None)
+            if not entry.asked.private:
+                self._store.write(entry.record)
         body, _ = entry.asked.image.upload()
         if entry.record.broker_job is None:
             self._engine.history.uploading(len(body), entry.plan.situation.conditions)
@@ -284,11 +289,12 @@ class JobBook:
 
     def _withdraw(self, entry: _Entry) -> None:
         """Nobody waits for the broker's answer any more."""
-        uplink, cloud = self._engine.uplink, entry.cloud
+        way, cloud = self._engine.uplink, entry.cloud
         if entry.driving is not None:
             entry.driving.cancel()
-        if uplink is None or cloud is None or self._closed:
+        if way is None or cloud is None or self._closed:
             return
+        uplink = way.pick(entry.record.broker)
         try:
             uplink.spawn(cloud.withdraw())
         except NearfarError:

@@ -34,7 +34,9 @@ from edge_runtime.offload.measurements import Measurements, PathReports
 from edge_runtime.offload.messages import (
     CloudReply,
     accept_header,
+    decode_load,
     health_request,
+    load_request,
     models_request,
     predict_request,
     read_answer,
@@ -59,6 +61,8 @@ _BACKGROUND_S = 3.0
 """A health or discovery request without an answer after this is a hard failure."""
 _WARM_PAUSE_S = 1.0
 _HOLD_S = 10.0
+_LOAD_PAUSE_S = 2.0
+_DRAINING_S = 5.0
 _MAX_STREAMS = 2
 """Event streams that are open at a time, so that connections are left for images."""
 
@@ -75,7 +79,8 @@ class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class Uplink:
     """The broker behind ``transport``, asked on behalf of one bundle.
 
-    ``image_type``: how answers that are images shall come.
+    ``image_type``: how answers that are images shall come. ``url`` tells several apart.
+    ``thread``: shared with others, whose owner closes it; None: its own.
     """
 
     def __init__(
@@ -88,6 +93,8 @@ class Uplink:
         api_key: str | None,
         link_type: str,
         random: Callable[[], float],
+        url: str | None = None,
+        thread: LoopThread | None = None,
     ) -> None:
         self._transport = transport
         self.expected = expected
@@ -108,7 +115,12 @@ class Uplink:
         self._finding: asyncio.Task[ServedModel] | None = None
         self._warmed_s = float("-inf")
         self._closing = False
-        self._thread = LoopThread("nearfar-network")
+        self.url = url
+        self._loads = True
+        """Not known to have no ``GET /v1/load``."""
+        self._load_s = float("-inf")
+        self._draining_until_s = float("-inf")
+        self._thread = thread or LoopThread("nearfar-network")
 
     # From any thread ---------------------------------------------------------------
 
@@ -143,6 +155,7 @@ class Uplink:
         link, cloud = self.outlook("unknown")
         model = self._model
         return BrokerStatus(
+            url=self.url,
             model=None if model is None else f"{model.name}@{model.version}",
             breaker=cloud.breaker,
             obstacle=cloud.obstacle,
@@ -173,7 +186,7 @@ class Uplink:
         """
         receipt = receipt or UploadReceipt()
         try:
-            return self._thread.submit(self._offload(body, media_type, deadline_s, receipt))
+            return self._thread.submit(self.offload(body, media_type, deadline_s, receipt))
         except RuntimeError:
             refused: Future[CloudAnswer] = Future()
             refused.set_exception(NetworkUnreachable("this EdgeRuntime is being closed"))
@@ -212,6 +225,55 @@ class Uplink:
         self._closing = True
         self._thread.close(self._transport.aclose)
 
+    async def aclose(self) -> None:
+        """Close every connection; the thread is somebody else's."""
+        self._closing = True
+        await self._transport.aclose()
+
+    def pick(self, url: str | None) -> Uplink:  # there is only this one
+        """Itself: as ``Fleet.pick``."""
+        return self
+
+    def statuses(self) -> tuple[BrokerStatus, ...]:
+        """Itself alone: as ``Fleet.statuses``."""
+        return (self.status(),)
+
+    # Compared with others: see fleet.py ---------------------------------------------------
+
+    @property
+    def usable(self) -> bool:
+        """Nothing is known that speaks against asking it."""
+        closed = self._health.breaker.state == "CLOSED"
+        draining = time.monotonic() < self._draining_until_s
+        return closed and not draining and self._health.held_error() is None
+
+    def expected_ms(self) -> float:
+        """A round trip, and the queue as announced lately, else as it usually is."""
+        cloud = self._measured.cloud_outlook(time.monotonic())
+        return self._measured.path.rtt.srtt_ms + cloud.queue_ms + cloud.tail_ms
+
+    async def refresh(self) -> None:
+        """Ask how long its queue is, or whether a broken one is back; not too often."""
+        if self._health.breaker.state != "CLOSED":
+            self.prewarm()
+            return
+        now = time.monotonic()
+        if not self._loads or now - self._load_s < _LOAD_PAUSE_S:
+            return
+        self._load_s = now
+        try:
+            response = await self._background(load_request(self.api_key))
+        except NearfarError:  # recorded where it happened
+            return
+        self._health.alive()
+        self._loads = response.status != 404
+        load = decode_load(response)
+        if load is None:
+            return
+        PathReports(self._measured).queue_delay(load.queue_delay_ms)
+        if load.draining:
+            self._draining_until_s = now + _DRAINING_S
+
     def _connection_idle(self) -> bool:
         return self._transport.open_connections > self._busy
 
@@ -223,9 +285,10 @@ class Uplink:
 
     # In the event loop: one image ---------------------------------------------------
 
-    async def _offload(
+    async def offload(
         self, body: bytes, media_type: str, deadline_s: float, receipt: UploadReceipt
     ) -> CloudAnswer:
+        """``submit`` as a coroutine of the network thread."""
         started = time.monotonic()
         try:
             async with asyncio.timeout_at(deadline_s):
