@@ -210,8 +210,10 @@ class Uplink:
         ``forced`` nothing happens within a second of the last time.
         """
         now = time.monotonic()
-        ready = self._connection_idle() and self._model is not None
-        barred = self._health.breaker.state != "CLOSED" and not self._health.breaker.probe_due(now)
+        closed = self._health.breaker.state == "CLOSED"
+        # An open connection does not make a broken broker ready: it may answer errors on it.
+        ready = closed and self._connection_idle() and self._model is not None
+        barred = not closed and not self._health.breaker.probe_due(now)
         recent = self._warming is not None or now - self._warmed_s < _WARM_PAUSE_S
         if not barred and (forced or not (ready or recent)):
             with suppress(RuntimeError):  # being closed

@@ -217,3 +217,18 @@ def test_closing_ends_every_broker_and_the_one_thread() -> None:
         assert len(edge.status().brokers) == 2
     assert all(broker.transport.closed for broker in brokers)
     assert our_threads() == []
+
+
+def test_a_single_broker_that_answered_errors_on_an_open_connection_is_probed_again() -> None:
+    only = Broker(0)
+    with runtime(only, policy="PREFER_IN_CLOUD") as edge:
+        only.error = lambda: problem(500, "broker_fault")
+        ask(edge, 4)
+        assert edge.status().brokers[0].breaker == "OPEN"
+        only.error = None
+        deadline_s = time.monotonic() + 20
+        while edge.status().brokers[0].breaker != "CLOSED" and time.monotonic() < deadline_s:
+            ask(edge, 1)
+            time.sleep(0.05)
+        assert edge.run(photo(0), deadline_ms=3000).label == LABELS[0]
+        assert edge.status().brokers[0].breaker == "CLOSED"
