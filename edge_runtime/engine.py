@@ -12,7 +12,7 @@ import msgspec
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.calibrated import Calibrated
-from edge_runtime.conditions import Conditions, ConditionsSource
+from edge_runtime.conditions import ConditionsSource, read_conditions, read_network_id
 from edge_runtime.contract.errors import BackendUnavailable, ConfigError, NearfarError
 from edge_runtime.contract.tasks import Task, has_labels
 from edge_runtime.contract.wire import PictureType
@@ -20,6 +20,7 @@ from edge_runtime.history import History
 from edge_runtime.local import LocalModel
 from edge_runtime.log.recorder import LogSink, Recorder
 from edge_runtime.log.writer import DecisionLog
+from edge_runtime.memory import Memory
 from edge_runtime.offload.discovery import Expected
 from edge_runtime.offload.endpoint import check_api_key, check_broker_url
 from edge_runtime.offload.fleet import Fleet
@@ -130,11 +131,14 @@ def load_local(
     fits_ms: float,
     threads: int,
     connected: bool,
+    memory: Memory | None = None,
 ) -> tuple[LocalModel | None, NearfarError | None]:
     """The local model, or why there is none although a broker can answer instead."""
     try:
         return LocalModel(
-            lambda: select_variant(bundle, variant, fits_ms=fits_ms, threads=threads)
+            lambda: select_variant(bundle, variant, fits_ms=fits_ms, threads=threads),
+            memory=memory,
+            threads=threads,
         ), None
     except BackendUnavailable as error:
         if variant != "auto" or not connected:
@@ -149,7 +153,8 @@ def connect(
     cloud_model: str | None,
     image_type: PictureType,
     api_key: str | None,
-    conditions: Conditions,
+    source: ConditionsSource,
+    memory: Memory | None,
     early: bool,
 ) -> Uplink | Fleet:
     """Start the network thread; ``early``: open a connection at once unless data is spared."""
@@ -159,6 +164,7 @@ def connect(
         labels=bundle.labels,
         labels_sha256=None if labels is None else labels.sha256,
     )
+    conditions = read_conditions(source)
     shared = LoopThread("nearfar-network") if len(transports) > 1 else None
     uplinks = [
         Uplink(
@@ -171,6 +177,8 @@ def connect(
             random=random.random,
             url=url,
             thread=shared,
+            network_id=read_network_id(source),
+            memory=memory,
         )
         for url, transport in transports.items()
     ]
@@ -200,6 +208,7 @@ def close_parts(
     uplink: Uplink | Fleet | None,
     log: DecisionLog | None = None,
     end_jobs: Callable[[], None] = lambda: None,
+    memory: Memory | None = None,
 ) -> None:
     """Jobs, the network, then the local model, to which what was being uploaded falls back.
 
@@ -207,12 +216,16 @@ def close_parts(
     it then, since no thread can wait for itself.
     """
     if threading.current_thread().name.startswith("nearfar-"):
-        threading.Thread(target=close_parts, args=(local, uplink, log, end_jobs)).start()
+        threading.Thread(target=close_parts, args=(local, uplink, log, end_jobs, memory)).start()
         return
     end_jobs()
     if uplink is not None:
+        uplink.keep()
         uplink.close()
     if local is not None:
+        local.keep()
         local.close()
+    if memory is not None:
+        memory.close()
     if log is not None:
         log.close()

@@ -38,6 +38,7 @@ from edge_runtime.jobs.book import JobBook
 from edge_runtime.later import Later, check_top_k
 from edge_runtime.log.recorder import LogSink, Recorder
 from edge_runtime.many import answer_many, answer_many_async, check_concurrency
+from edge_runtime.memory import Memory
 from edge_runtime.observe import prometheus_text
 from edge_runtime.offload.transport import Transport
 from edge_runtime.photo import ImageInput, Photo
@@ -45,6 +46,7 @@ from edge_runtime.policies.base import Budgets, InferenceMode, Policy, Prices
 from edge_runtime.request import Request
 from edge_runtime.results import Counts, InferenceSource, Result, Status
 from edge_runtime.seed import Seed
+from edge_runtime.state import open_folder
 from edge_runtime.waiting import wait, wait_async
 
 __all__ = ["EdgeRuntime"]
@@ -79,7 +81,8 @@ class EdgeRuntime(Later):
         threads: for the local interpreter.
         prices: what an upload must bring to be worth it.
         budgets: limits that no gain outweighs: bytes on a metered link, battery, heat, price.
-        conditions: supplies the device's signals.
+        conditions: supplies the device's signals: ``LinuxSignals``, ``SettableSignals``, or the
+            app's own ``PlatformSignals``.
         jpeg_answers: let the cloud send an answer that is an image as a JPEG: about a tenth
             of the bytes, not exact.
         tls: for a broker with a private CA; certificates are verified either way.
@@ -87,8 +90,9 @@ class EdgeRuntime(Later):
         session: send images over one WebSocket where the broker has it (``docs/session.md``):
             an upload can be cancelled, and refused before it begins. False: POST only.
         transport: instead of ``broker``: carries the requests (``edge_runtime.testing``).
-        state: a folder for what shall outlive the process: jobs (``submit``). Readable by its
-            owner alone; None: nothing is stored.
+        state: a folder for what shall outlive the process: jobs (``submit``), and what was
+            learned of networks and of this device. Readable by its owner alone; one runtime
+            at a time. None: nothing is stored.
         log: a file for the decision log (``docs/decision-log.md``), a ``DecisionLog``, or a
             function that takes each request's ``LogEntry``.
 
@@ -137,6 +141,8 @@ class EdgeRuntime(Later):
             transports = {}
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         task = self._bundle.manifest.task
+        kept = None if state is None else open_folder(Path(state))
+        memory = None if kept is None else Memory(kept)
         sink, own_log = open_log(log)
         local, local_error = None, None
         if chosen.uses_local:
@@ -146,6 +152,7 @@ class EdgeRuntime(Later):
                 fits_ms=self._deadline_ms / 2,
                 threads=threads,
                 connected=bool(transports),
+                memory=memory,
             )
         source = conditions or UnknownConditions()
         uplink = None
@@ -156,7 +163,8 @@ class EdgeRuntime(Later):
                 cloud_model=cloud_model,
                 image_type="image/jpeg" if jpeg_answers else "image/png",
                 api_key=api_key,
-                conditions=read_conditions(source),
+                source=source,
+                memory=memory,
                 early=chosen.prewarms or local is None,
             )
         self._engine = Engine(
@@ -190,7 +198,7 @@ class EdgeRuntime(Later):
         self._counts = Counts()
         # Also runs when the object is dropped, and when the program ends.
         self._finalizer = weakref.finalize(
-            self, close_parts, local, uplink, own_log, self._jobs.close
+            self, close_parts, local, uplink, own_log, self._jobs.close, memory
         )
 
     # Answers --------------------------------------------------------------------------

@@ -78,9 +78,11 @@ class Fleet:
         """Of the broker that looks best now."""
         return self._best().model_sha256
 
-    def outlook(self, link_type: str, own_bytes: int = 0) -> tuple[LinkOutlook, CloudOutlook]:
+    def outlook(
+        self, link_type: str, own_bytes: int = 0, network_id: str | None = None
+    ) -> tuple[LinkOutlook, CloudOutlook]:
         """To the broker that looks best now."""
-        return self._best().outlook(link_type, own_bytes)
+        return self._best().outlook(link_type, own_bytes, network_id)
 
     def status(self) -> BrokerStatus:
         """Of the broker that looks best now."""
@@ -179,6 +181,11 @@ class Fleet:
         found = await asyncio.gather(*map(asyncio.wrap_future, warming), return_exceptions=True)
         return any(ready is True for ready in found)
 
+    def keep(self) -> None:
+        """As ``Uplink.keep``."""
+        for uplink in self._uplinks:
+            uplink.keep()
+
     async def _aclose(self) -> None:
         await asyncio.gather(*(uplink.aclose() for uplink in self._uplinks))
 
@@ -195,9 +202,11 @@ class Chosen:
         """As ``Uplink``."""
         return self.uplink.model_sha256
 
-    def outlook(self, link_type: str, own_bytes: int = 0) -> tuple[LinkOutlook, CloudOutlook]:
+    def outlook(
+        self, link_type: str, own_bytes: int = 0, network_id: str | None = None
+    ) -> tuple[LinkOutlook, CloudOutlook]:
         """As ``Uplink``."""
-        return self.uplink.outlook(link_type, own_bytes)
+        return self.uplink.outlook(link_type, own_bytes, network_id)
 
     def submit(
         self,

@@ -27,6 +27,7 @@ from edge_runtime.contract.errors import (
 )
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import ModelRef, PictureType, ServerTiming
+from edge_runtime.memory import Memory
 from edge_runtime.offload.discovery import Expected, ServedModel, choose_model, decode_models
 from edge_runtime.offload.health import Health
 from edge_runtime.offload.loop import LoopThread
@@ -80,7 +81,8 @@ class Uplink:
     """The broker behind ``transport``, asked on behalf of one bundle.
 
     ``image_type``: how answers that are images shall come. ``url`` tells several apart.
-    ``thread``: shared with others, whose owner closes it; None: its own.
+    ``thread``: shared with others, whose owner closes it; None: its own. ``memory``: of
+    networks met before; None: none is kept.
     """
 
     def __init__(
@@ -95,6 +97,8 @@ class Uplink:
         random: Callable[[], float],
         url: str | None = None,
         thread: LoopThread | None = None,
+        network_id: str | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._transport = transport
         self.expected = expected
@@ -102,7 +106,7 @@ class Uplink:
         self._wanted = cloud_model
         self.api_key = api_key
         self._health = Health(random)
-        self._measured = Measurements(link_type)
+        self._measured = Measurements(link_type, network_id, memory=memory, broker=url or "")
         if isinstance(transport, ReportsPath):
             transport.report_to(PathReports(self._measured))
         self._model: ServedModel | None = None
@@ -116,6 +120,7 @@ class Uplink:
         self._warmed_s = float("-inf")
         self._closing = False
         self.url = url
+        self._memory = memory
         self._loads = True
         """Not known to have no ``GET /v1/load``."""
         self._load_s = float("-inf")
@@ -124,10 +129,13 @@ class Uplink:
 
     # From any thread ---------------------------------------------------------------
 
-    def outlook(self, link_type: str, own_bytes: int = 0) -> tuple[LinkOutlook, CloudOutlook]:
+    def outlook(
+        self, link_type: str, own_bytes: int = 0, network_id: str | None = None
+    ) -> tuple[LinkOutlook, CloudOutlook]:
         """What a policy may know now; ``own_bytes``: of the asking request's own upload."""
         now = time.monotonic()
-        if self._measured.on_link(link_type) and isinstance(self._transport, ReportsPath):
+        moved = self._measured.on_link(link_type, network_id)
+        if moved and isinstance(self._transport, ReportsPath):
             with suppress(RuntimeError):  # being closed
                 self._thread.submit(self._transport.path_changed())
         link = self._measured.outlook(
@@ -226,6 +234,10 @@ class Uplink:
         """Cancel what runs, close every connection, end the thread. Twice is harmless."""
         self._closing = True
         self._thread.close(self._transport.aclose)
+
+    def keep(self) -> None:
+        """Put what was learned of this network into the memory."""
+        self._measured.keep()
 
     async def aclose(self) -> None:
         """Close every connection; the thread is somebody else's."""
@@ -351,6 +363,9 @@ class Uplink:
         timing = self._measured.learn(
             response, len(body), window_bytes, time.monotonic(), receipt=receipt
         )
+        self.keep()
+        if self._memory is not None:
+            self._memory.save_soon()
         return self._judge(response, model), timing
 
     def _judge(self, response: HttpResponse, model: ServedModel) -> CloudReply:

@@ -19,7 +19,9 @@ class Way(Protocol):
     def model_sha256(self) -> str | None:
         """Digest of the cloud model, once it is known."""
 
-    def outlook(self, link_type: str, own_bytes: int = 0) -> tuple[LinkOutlook, CloudOutlook]:
+    def outlook(
+        self, link_type: str, own_bytes: int = 0, network_id: str | None = None
+    ) -> tuple[LinkOutlook, CloudOutlook]:
         """What a policy may know now."""
 
     def submit(
