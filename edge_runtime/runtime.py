@@ -194,6 +194,7 @@ class EdgeRuntime(Later):
             None if state is None else Path(state) / "jobs",
         )
         self._uplink = uplink
+        self._jobs.resume_deferred()
         self._lock = threading.Lock()
         self._counts = Counts()
         # Also runs when the object is dropped, and when the program ends.

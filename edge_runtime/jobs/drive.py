@@ -26,7 +26,7 @@ from edge_runtime.contract.errors import (
 )
 from edge_runtime.contract.jobs import JobInfo, decode_job
 from edge_runtime.contract.wire import ServerTiming, parse_server_timing
-from edge_runtime.jobs.store import JobRecord
+from edge_runtime.jobs.store import JobRecord, StoredAnswer
 from edge_runtime.jobs.wire import (
     cancel_request,
     events_of,
@@ -59,7 +59,8 @@ class CloudJob:
     """Runs in the network thread.
 
     ``body`` reads what is submitted. ``tell`` gets each state, or the trouble there is;
-    ``keep`` each new record, before it is acted on.
+    ``keep`` each new record, before it is acted on; ``answered`` the answer, before it is
+    given. ``obstacle``: why it may not be submitted now; a retryable one passes.
     """
 
     def __init__(
@@ -70,12 +71,16 @@ class CloudJob:
         *,
         tell: Callable[[JobInfo | NearfarError], None],
         keep: Callable[[JobRecord], None],
+        answered: Callable[[StoredAnswer], None],
+        obstacle: Callable[[], NearfarError | None] = lambda: None,
     ) -> None:
         self._uplink = uplink
         self._record = record
         self._body = body
         self._tell = tell
         self._keep = keep
+        self._answered = answered
+        self._obstacle = obstacle
         self._model = ""
         self._pause_s = _FIRST_PAUSE_S
         self._last_event: str | None = None
@@ -113,6 +118,7 @@ class CloudJob:
         for _ in range(_CANCEL_TRIES):
             try:
                 if self._record.broker_job is None:  # it may have arrived all the same
+                    self._obstacle = lambda: None
                     await self._submit()
                 assert self._record.broker_job is not None  # noqa: S101  # _submit set it
                 request = cancel_request(self._record.broker_job, self._uplink.api_key)
@@ -136,6 +142,9 @@ class CloudJob:
         return await self._fetch()
 
     async def _submit(self) -> JobInfo:
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            raise obstacle
         model = self._model or await self._uplink.model_name()
         body = await asyncio.to_thread(self._body)
         request = submit_request(
@@ -182,6 +191,7 @@ class CloudJob:
         response = await self._uplink.ask(request, _LARGE_S)
         raise_refusal(response)
         reply = read_answer(response, self._model, self._uplink.expected)
+        await asyncio.to_thread(self._answered, StoredAnswer.of(self._model, response))
         return reply, parse_server_timing(response.headers.get("server-timing"))
 
     def _heard(self, info: JobInfo) -> JobInfo:

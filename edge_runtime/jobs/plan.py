@@ -9,7 +9,7 @@ from edge_runtime.engine import Engine
 from edge_runtime.observation import Asked, observe
 from edge_runtime.policies.base import Action, Decision, Situation
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "in_cloud", "plan"]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,3 +51,17 @@ def plan(engine: Engine, asked: Asked, confidence: float | None = None) -> Plan:
         reason = "private" if asked.private else "no_broker"
         return Plan(decision=Decision(action=Action.LOCAL, reason=reason), situation=situation)
     return Plan(decision=policy.decide(situation), situation=situation)
+
+
+def in_cloud(engine: Engine, asked: Asked, reason: str) -> Plan:
+    """In the cloud whatever the policy says: the app asked for that."""
+    situation, _ = observe(
+        engine,
+        asked,
+        confidence=None,
+        ticket=None,
+        upload=None,
+        answered=False,
+        gain_reason=None,
+    )
+    return Plan(decision=Decision(action=Action.CLOUD_ONLY, reason=reason), situation=situation)
