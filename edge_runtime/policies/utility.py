@@ -229,7 +229,7 @@ class _Turn:
         cascade = (
             p_local
             * share
-            * sum(max(0.0, g * later.p_in_time + keep - price_later.total) for g in signed)
+            * sum(max(0.0, (g + keep) * later.p_in_time - price_later.total) for g in signed)
         )
         # a run that the cloud's answer cuts short costs less
         cut = now.p_in_time * max(0.0, 1.0 - now.cloud_ms / max(local_ms, 1.0))
@@ -282,7 +282,7 @@ class _Turn:
             sunk, paid = self._sunk(local_ms, price)
             rest = price.total - paid
             value = sum(
-                max(0.0, p * (p_local * g + (1.0 - p_local) * q) + keep - rest)
+                max(0.0, p * (p_local * g + (1.0 - p_local) * q + keep) - rest)
                 for g, q in self.policy._gains
             )
             return value * share - sunk, False
@@ -293,7 +293,7 @@ class _Turn:
             p * (p_local * (max(0.0, g) if awaits else g) + (1.0 - p_local) * q)
             for g, q in self.policy._gains
         )
-        return value + keep + (0.0 if awaits else saved) - price.total, awaits
+        return value + p * keep + (0.0 if awaits else saved) - price.total, awaits
 
     def _cloud_first(
         self, now: Forecast, p_local: float, run: float, keep: float
@@ -309,7 +309,7 @@ class _Turn:
             p * q + (1.0 - p) * late * (q - g) - p_local * (q - g) for g, q in self.policy._gains
         )
         price = self._upload_cost(now, waited_ms=now.cloud_ms)
-        return value + keep - price.total + run * early, start_ms
+        return value + p * keep - price.total + run * early, start_ms
 
     def after_local(self, confidence: float) -> Decision:
         """The local answer is held: is the cloud's worth its price?"""
@@ -317,7 +317,7 @@ class _Turn:
         price = self._upload_cost(outlook)
         gain = self.policy.gain.gain(confidence)
         expected = gain * outlook.p_in_time
-        keep = self._future_worth() if gain > 0.0 else 0.0
+        keep = outlook.p_in_time * self._future_worth() if gain > 0.0 else 0.0
         if expected + keep > price.total or must_ask(self.situation):
             return self._decision(Action.CASCADE, "gain_above_price", outlook, expected, price)
         free = self._cost(self.situation.upload_bytes, 0.0, 0.0)
@@ -444,7 +444,10 @@ class _Turn:
         return energy + (1.0 - p_cloud) * self._mean_confidence() * arrivals.within(run_s)
 
     def _future_worth(self) -> float:
-        """An upload leaves TCP's window open for a request that comes within a second."""
+        """An upload leaves TCP's window open for a request that comes within a second.
+
+        One that is late is cut short, and leaves little: count this with its chance.
+        """
         arrivals = self.situation.arrivals
         if arrivals is None:
             return 0.0
