@@ -82,10 +82,12 @@ def read_conditions(source: ConditionsSource) -> Conditions:
 
 def read_network_id(source: ConditionsSource) -> str | None:
     """The network's identity, where the source tells it; what fails is not known."""
-    if not isinstance(source, PlatformSignals):
+    ask = getattr(source, "network_id", None)  # isinstance of a Protocol costs microseconds
+    if ask is None:
         return None
     try:
-        return source.network_id()
+        found = ask()
+        return found if isinstance(found, str) else None
     except Exception:
         _log.exception("the conditions source failed: its network counts as unknown")
         return None

@@ -340,8 +340,8 @@ class JobBook:
     def _answered(self, entry: Entry, answer: StoredAnswer) -> None:
         with self._lock:
             kept = not entry.canceled and entry.record.id in self._entries
-        if kept and not entry.asked.private:
-            self._store.write_answer(entry.record, answer)
+            if kept and not entry.asked.private:
+                self._store.write_answer(entry.record, answer)
 
     def _obstacle(self, entry: Entry) -> NearfarError | None:
         if entry.record.deferred is None:

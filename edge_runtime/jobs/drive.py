@@ -99,7 +99,7 @@ class CloudJob:
                 if self._record.broker_job is None or self._resubmissions >= _MAX_RESUBMISSIONS:
                     raise
                 self._resubmissions += 1
-                self._remember(None)
+                await self._remember(None)
                 trouble: NearfarError = error
             except WireError as error:
                 self._senseless += 1
@@ -160,7 +160,7 @@ class CloudJob:
         response = await self._uplink.ask(request, _LARGE_S)
         raise_refusal(response)
         info = self._heard(decode_job(response.body))
-        self._remember(info.id)
+        await self._remember(info.id)
         return info
 
     async def _status(self) -> JobInfo:
@@ -207,10 +207,10 @@ class CloudJob:
         await asyncio.sleep(self._pause_s * (0.5 + 0.5 * random.random()))  # noqa: S311
         self._pause_s = min(self._pause_s * _PAUSE_FACTOR, _MAX_PAUSE_S)
 
-    def _remember(self, broker_job: str | None) -> None:
+    async def _remember(self, broker_job: str | None) -> None:
         self._record = msgspec.structs.replace(self._record, broker_job=broker_job)
         self._last_event = None
-        self._keep(self._record)
+        await asyncio.to_thread(self._keep, self._record)  # images do not wait for the disk
 
     @property
     def _known_id(self) -> str:
