@@ -17,6 +17,9 @@ from broker.http.middleware.failures import answer_failures
 from broker.http.middleware.observe import observe
 from broker.http.routes import add_routes
 from broker.http.sessions.registry import Sessions
+from broker.jobs.execution import Execution
+from broker.jobs.jobs import Jobs
+from broker.jobs.journal import Journal
 from broker.models.repository import Repository
 from broker.models.warm_up import warm_up_body
 from broker.scheduling.replays import Replays
@@ -52,10 +55,16 @@ async def running_services(
         largest={servable.key: servable.largest_batch for servable in repository},
         max_queue=settings.max_queue,
     )
+    jobs = Jobs(
+        Journal(None if settings.jobs is None else Path(settings.jobs)),
+        Execution(repository, scheduler, executor),
+        events,
+    )
     await executor.start()
     try:
         await scheduler.warm_up({servable.key: warm_up_body(servable) for servable in repository})
         telemetry.watch(scheduler, executor, repository.keys)
+        await jobs.start()
         yield Services(
             repository=repository,
             executor=executor,
@@ -65,10 +74,12 @@ async def running_services(
             key_ring=key_ring,
             sessions=Sessions(scheduler, telemetry),
             replays=Replays(lambda reply: len(reply.body)),
+            jobs=jobs,
             cors_origins=settings.cors_origins,
         )
     finally:
         await scheduler.close()
+        await jobs.close()
         await executor.close()
 
 

@@ -63,6 +63,12 @@ Then:
 @click.option("--drain-timeout", type=float, help="Seconds a shutdown may take.  [default: 10]")
 @click.option("--hang-timeout", type=float, help="Seconds until a worker is hung.  [default: 30]")
 @click.option(
+    "--jobs",
+    "jobs_folder",
+    metavar="DIR",
+    help="Keep jobs here, so that they survive a restart.  [default: in memory]",
+)
+@click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
@@ -82,6 +88,7 @@ def serve(
     max_connections: int | None,
     drain_timeout: float | None,
     hang_timeout: float | None,
+    jobs_folder: str | None,
     cors_origins: tuple[str, ...],
     json_ready: bool,
 ) -> None:
@@ -101,6 +108,7 @@ def serve(
         "host": host,
         "port": port,
         "keys": keys_file,
+        "jobs": jobs_folder,
         "device": device,
         "max_batch": max_batch,
         "executor": executor,

@@ -42,6 +42,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Key file; None: nobody is asked for a key, which only loopback allows."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the broker; ``*``: all of them."""
+    jobs: str | None = None
+    """Folder in which jobs survive a restart; None: they end with the process."""
     executor: str = "worker"
     device: Device = "auto"
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = msgspec.field(

@@ -37,7 +37,7 @@ from edge_runtime.contract.wire import (
     decode_seed,
 )
 
-__all__ = ["Ask", "Upload", "answer_once"]
+__all__ = ["Ask", "Upload", "answer_once", "check_content"]
 
 _TOO_LATE: Final = "the deadline passed before the answer: answer on the device, or allow more time"
 _encoder = msgspec.json.Encoder()
@@ -159,7 +159,7 @@ async def _answer(
         body = await _receive(upload, trace, ticket, ask.kind)
         rate.observe(len(body), trace.recv_ms or 0.0, trace.arrived_s)
         services.telemetry.body_read(len(body))
-        _check_content(body, ask.media_type)
+        check_content(body, ask.media_type)
         if body_arrived is not None:
             body_arrived()
         item = BatchItem(
@@ -189,7 +189,8 @@ async def _receive(upload: Upload, trace: Trace, ticket: Ticket, kind: BodyKind)
     return body
 
 
-def _check_content(body: bytes, declared: str) -> None:
+def check_content(body: bytes, declared: str) -> None:
+    """Raise what is wrong with a body at first sight, or with its declared type."""
     if declared == JSON_MEDIA_TYPE:
         decode_seed(body)
         return

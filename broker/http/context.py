@@ -11,6 +11,7 @@ from broker.accounts.keys import KeyRing, Principal
 from broker.executors.base import Executor
 from broker.http.reply import Reply
 from broker.http.sessions.registry import Sessions
+from broker.jobs.jobs import Jobs
 from broker.models.repository import Repository
 from broker.models.servable import ModelKey
 from broker.scheduling.replays import Replays
@@ -34,6 +35,7 @@ class Services:
     """None: nobody is asked for a key."""
     sessions: Sessions
     replays: Replays[Reply]
+    jobs: Jobs
     cors_origins: tuple[str, ...] = ()
     draining: bool = False
     in_flight: int = 0
