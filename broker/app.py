@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from broker.accounts.keys import KeyFile, KeyRing
+from broker.accounts.rates import RateLimits
 from broker.executors.base import EventSink, ExecutorOptions, create_executor
 from broker.http.context import SERVICES, Services
 from broker.http.middleware.auth import authenticate
@@ -65,6 +66,7 @@ async def running_services(
             key_ring=key_ring,
             sessions=Sessions(scheduler, telemetry),
             replays=Replays(lambda reply: len(reply.body)),
+            rates=RateLimits(),
             cors_origins=settings.cors_origins,
         )
     finally:

@@ -16,13 +16,14 @@ import msgspec
 from broker.executors.base import BatchItem
 from broker.http.accept import AnswerType
 from broker.http.body import collect_body
+from broker.http.callers import caller_of, spend
 from broker.http.context import Services, Trace
 from broker.http.headers import BodyKind, Query
 from broker.http.reply import Reply
 from broker.models.servable import OpenedServable
 from broker.scheduling.admission import UploadRate
 from broker.scheduling.replays import Try
-from broker.scheduling.ticket import Answer, Ticket
+from broker.scheduling.ticket import DEFAULT_PRIORITY, Answer, Ticket
 from edge_runtime.contract.errors import (
     DeadlineExceeded,
     ImageUnreadable,
@@ -60,6 +61,8 @@ class Ask:
     """On the event loop's clock."""
     key: str | None = None
     """Idempotency key."""
+    priority: int = DEFAULT_PRIORITY
+    """As asked for; its key may have a lower ceiling."""
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
@@ -151,9 +154,11 @@ async def _answer(
 
     Everything up to ``admitted`` looked at headers only: a refusal costs no upload.
     """
+    spend(services, trace)
     scheduler, key = services.scheduler, ask.servable.key
     upload_ms = rate.expected_ms(ask.size_bytes or 0, trace.arrived_s)
-    with scheduler.admitted(key, ask.deadline_s, ask.bound_bytes, upload_ms) as ticket:
+    caller = caller_of(trace.principal, ask.priority)
+    with scheduler.admitted(key, ask.deadline_s, ask.bound_bytes, upload_ms, caller) as ticket:
         trace.admitted = True
         await upload.begin()
         body = await _receive(upload, trace, ticket, ask.kind)

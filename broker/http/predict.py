@@ -10,15 +10,15 @@ from broker.http.body import request_pieces
 from broker.http.context import SERVICES, TRACE
 from broker.http.headers import (
     body_kind,
+    parse_priority,
     parse_query,
     send_continue,
     single_header,
     upload_bound_bytes,
     upload_media_type,
 )
-from broker.http.protocol import BrokerProtocol
+from broker.http.protocol import upload_rate_of
 from broker.http.reply import Reply
-from broker.scheduling.admission import UploadRate
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
@@ -54,9 +54,10 @@ async def predict(request: web.Request) -> web.Response:
         wanted=wanted,
         deadline_s=trace.arrived_s + deadline_ms / 1e3,
         key=parse_idempotency_key(single_header(request, IDEMPOTENCY_HEADER)),
+        priority=parse_priority(request),
     )
     upload = _Upload(request)
-    return _respond(await answer_once(services, trace, ask, _upload_rate(request), upload))
+    return _respond(await answer_once(services, trace, ask, upload_rate_of(request), upload))
 
 
 class _Upload:
@@ -79,12 +80,6 @@ class _Upload:
     async def read_piece(self) -> bytes:
         """The next bytes. Raises ``WireError`` for broken chunks."""
         return await self._read_piece()
-
-
-def _upload_rate(request: web.Request) -> UploadRate:
-    """What earlier uploads on this connection showed."""
-    protocol = request.protocol
-    return protocol.upload_rate if isinstance(protocol, BrokerProtocol) else UploadRate()
 
 
 def _respond(reply: Reply) -> web.Response:
