@@ -20,6 +20,7 @@ from broker.http.routes import add_routes
 from broker.http.sessions.registry import Sessions
 from broker.models.repository import Repository
 from broker.models.warm_up import warm_up_body
+from broker.remembering import remembering
 from broker.scheduling.replays import Replays
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
@@ -55,20 +56,22 @@ async def running_services(
     )
     await executor.start()
     try:
-        await scheduler.warm_up({servable.key: warm_up_body(servable) for servable in repository})
-        telemetry.watch(scheduler, executor, repository.keys)
-        yield Services(
-            repository=repository,
-            executor=executor,
-            scheduler=scheduler,
-            telemetry=telemetry,
-            feeding=scheduler.start(),
-            key_ring=key_ring,
-            sessions=Sessions(scheduler, telemetry),
-            replays=Replays(lambda reply: len(reply.body)),
-            rates=RateLimits(),
-            cors_origins=settings.cors_origins,
-        )
+        async with remembering(settings, repository, executor, scheduler, events):
+            bodies = {servable.key: warm_up_body(servable) for servable in repository}
+            await scheduler.warm_up(bodies)
+            telemetry.watch(scheduler, executor, repository.keys)
+            yield Services(
+                repository=repository,
+                executor=executor,
+                scheduler=scheduler,
+                telemetry=telemetry,
+                feeding=scheduler.start(),
+                key_ring=key_ring,
+                sessions=Sessions(scheduler, telemetry),
+                replays=Replays(lambda reply: len(reply.body)),
+                rates=RateLimits(),
+                cors_origins=settings.cors_origins,
+            )
     finally:
         await scheduler.close()
         await executor.close()

@@ -45,6 +45,12 @@ Then:
     help="Ask for an API key of this file (nearfar keys add). Needed off loopback.",
 )
 @click.option(
+    "--state",
+    metavar="DIR",
+    help="Keep in DIR what was learned of the models' speed, so that a restart admits at once "
+    "as before.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
@@ -75,6 +81,7 @@ def serve(
     host: str,
     port: int,
     keys_file: str | None,
+    state: str | None,
     device: str,
     max_batch: int | None,
     executor: str,
@@ -101,6 +108,7 @@ def serve(
         "host": host,
         "port": port,
         "keys": keys_file,
+        "state": state,
         "device": device,
         "max_batch": max_batch,
         "executor": executor,

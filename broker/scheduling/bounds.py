@@ -19,7 +19,7 @@ class Bounds:
 
     def __init__(self, max_queue: int) -> None:
         self._max_queue = max_queue
-        self._bytes = 0
+        self.upload_bytes = 0
         self._tenants: Counter[str] = Counter()
         self._tenant_bytes: Counter[str] = Counter()
 
@@ -30,7 +30,7 @@ class Bounds:
         """
         if queued >= self._max_queue:
             return Overloaded(f"{self._max_queue} requests wait already: ask again later")
-        if self._bytes + upload_bytes > limits.MAX_UPLOAD_BYTES_IN_FLIGHT:
+        if self.upload_bytes + upload_bytes > limits.MAX_UPLOAD_BYTES_IN_FLIGHT:
             return Overloaded("too many bytes are being uploaded already: ask again later")
         own_bytes = self._tenant_bytes[caller.tenant] + upload_bytes
         if caller.tenant and (
@@ -42,14 +42,14 @@ class Bounds:
 
     def take(self, ticket: Ticket) -> None:
         """A ticket was given out."""
-        self._bytes += ticket.upload_bytes
+        self.upload_bytes += ticket.upload_bytes
         self._tenants[ticket.caller.tenant] += 1
         self._tenant_bytes[ticket.caller.tenant] += ticket.upload_bytes
 
     def give_back(self, ticket: Ticket) -> None:
         """It has ended."""
         tenant = ticket.caller.tenant
-        self._bytes -= ticket.upload_bytes
+        self.upload_bytes -= ticket.upload_bytes
         self._tenant_bytes[tenant] -= ticket.upload_bytes
         self._tenants[tenant] -= 1
         if not self._tenants[tenant]:

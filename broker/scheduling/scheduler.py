@@ -27,6 +27,7 @@ from broker.scheduling.admission import (
 from broker.scheduling.batcher import form_batch
 from broker.scheduling.bounds import Bounds
 from broker.scheduling.lane import Lane, warm_up
+from broker.scheduling.latency import LatencyModel
 from broker.scheduling.observer import Observer
 from broker.scheduling.shares import Shares
 from broker.scheduling.ticket import DEFAULT_PRIORITY, Answer, Caller, Ticket
@@ -135,6 +136,11 @@ class Scheduler:
         forecast = self._forecast(model, math.inf, 0.0, self._clock(), DEFAULT_PRIORITY)
         wait_ms = forecast.wait_ms
         return math.ceil(min(wait_ms, limits.MAX_DEADLINE_MS))
+
+    @property
+    def upload_bytes(self) -> int:
+        """What the bodies under way may have, all together."""
+        return self._bounds.upload_bytes
 
     def capacity_per_s(self, model: ModelKey) -> float:
         """Requests a second with full batches and no other model; 0 when nothing ran yet."""
@@ -271,6 +277,15 @@ class Scheduler:
         )
 
     # The loop ------------------------------------------------------------------
+
+    def remember(self, recall: Callable[[ModelKey], LatencyModel | None]) -> None:
+        """Begin with what was learned before, where ``recall`` knows it."""
+        for model, lane in self._lanes.items():
+            lane.latency = recall(model) or lane.latency
+
+    def learned(self) -> dict[ModelKey, LatencyModel]:
+        """T(b) of each model, as far as it is known."""
+        return {model: lane.latency for model, lane in self._lanes.items()}
 
     async def warm_up(self, bodies: Mapping[ModelKey, bytes]) -> None:
         """Run each model a few times, so that T(b) is known before the first request.
