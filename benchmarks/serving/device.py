@@ -7,6 +7,8 @@ Registered as anyone's executor is, by an entry point of the group ``nearfar.exe
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import struct
 import sys
@@ -30,6 +32,7 @@ __all__ = ["DEVICE_VARIABLE", "SleepDevice", "main"]
 
 DEVICE_VARIABLE = "NEARFAR_BENCH_DEVICE"
 """Fixed and per-image milliseconds, with a comma."""
+_PIPE_BYTES = 2**20
 _LENGTH = struct.Struct("<I")
 _SCORES = (Prediction(index=0, label="0", score=1.0),)
 
@@ -51,6 +54,10 @@ class SleepDevice:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
+        assert self._process.stdin is not None
+        pipe = self._process.stdin.transport.get_extra_info("pipe")
+        with contextlib.suppress(OSError):  # as the broker's own worker has it
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
         """One batch there and back."""

@@ -27,7 +27,7 @@ _MIN_MEASURED_BYTES = 4096
 _RECENT_UPLOADS = 8
 _FRESH_UPLOAD_S = 5.0
 _LATE_SHARE = 0.03
-_ERRORS = 256
+_ERRORS = 1024
 """Answers that the margin is learned from."""
 
 

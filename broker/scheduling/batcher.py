@@ -35,10 +35,11 @@ def form_batch(
     """Take the next batch of one model out of its queue.
 
     Expired requests leave first, and those that would be late even alone: they would cost the
-    executor time that others still can use. Of the rest the largest batch runs whose time, in
-    95 of 100 runs, keeps the earliest deadline in it; at least one request does, whatever its
-    bytes. Neither the bodies of a batch nor the tensors that it is asked for take more than
-    ``max_bytes``.
+    executor time that others still can use. Of the rest the largest batch runs whose time, on
+    average, keeps the earliest deadline in it; at least one request does, whatever its bytes.
+    (The slow runs were counted at admission. To count them here again would make batches small
+    just when the executor is behind, and put it further behind.) Neither the bodies of a batch
+    nor the tensors that it is asked for take more than ``max_bytes``.
     """
     hopeless = _pop_hopeless(waiting, now_s, latency.mean_ms(1))
     tickets: list[Ticket] = []
@@ -71,6 +72,6 @@ def _largest_in_time(latency: LatencyModel, first: list[Ticket], now_s: float) -
     """How many of ``first`` can run together so that none is late; 1 of any, 0 of none."""
     left_ms = list(accumulate((ticket.left_ms(now_s) for ticket in first), min))
     for size in range(len(first), 1, -1):
-        if latency.high_ms(size) <= left_ms[size - 1]:
+        if latency.mean_ms(size) <= left_ms[size - 1]:
             return size
     return min(len(first), 1)
