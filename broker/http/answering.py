@@ -83,6 +83,9 @@ class Upload(Protocol):
     async def skip(self) -> None:
         """Admitted, and the body is here already, from an earlier try."""
 
+    def arrived(self, max_bytes: int) -> bytes | None:
+        """The whole body, of at most so many bytes, where it is here already."""
+
     async def read_piece(self) -> bytes:
         """The next bytes; none at the end."""
 
@@ -183,12 +186,14 @@ async def _answer(
 async def _receive(upload: Upload, trace: Trace, ticket: Ticket, kind: BodyKind) -> bytes:
     loop = asyncio.get_running_loop()
     started_s = loop.time()
-    body = await collect_body(
-        upload.read_piece,
-        max_bytes=ticket.upload_bytes,
-        too_large=kind.too_large,
-        deadline_s=ticket.deadline_s,
-    )
+    body = upload.arrived(ticket.upload_bytes)
+    if body is None:
+        body = await collect_body(
+            upload.read_piece,
+            max_bytes=ticket.upload_bytes,
+            too_large=kind.too_large,
+            deadline_s=ticket.deadline_s,
+        )
     trace.recv_ms = (loop.time() - started_s) * 1e3
     trace.upload_bytes = len(body)
     return body

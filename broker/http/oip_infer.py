@@ -55,7 +55,7 @@ async def infer(request: web.Request) -> web.Response:
     header_length = parse_header_length(single_header(request, HEADER_LENGTH))
     coding = request_coding(single_header(request, hdrs.CONTENT_ENCODING))
     answer_as = answer_coding(single_header(request, hdrs.ACCEPT_ENCODING))
-    interface = Interface(servable)
+    interface = Interface.of(servable)
     most = _most_bytes(interface, header_length, coding)
     bound_bytes = _bound_bytes(request, header_length, coding, most)
     said = single_header(request, DEADLINE_HEADER)

@@ -6,7 +6,7 @@ from aiohttp import hdrs, web
 
 from broker.http.accept import answer_types, negotiate
 from broker.http.answering import Ask, answer_once
-from broker.http.body import request_pieces
+from broker.http.body import arrived_body, request_pieces
 from broker.http.context import SERVICES, TRACE
 from broker.http.headers import (
     body_kind,
@@ -76,6 +76,10 @@ class _Upload:
 
     async def skip(self) -> None:
         """The answer comes at once; what of the body is under way is read and dropped."""
+
+    def arrived(self, max_bytes: int) -> bytes | None:
+        """The whole body where it came with its headers."""
+        return arrived_body(self._request, max_bytes)
 
     async def read_piece(self) -> bytes:
         """The next bytes. Raises ``WireError`` for broken chunks."""
