@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """0: any free one."""
     keys: str | None = None
     """Key file; None: nobody is asked for a key, which only loopback allows."""
+    state: str | None = None
+    """Folder for what is worth keeping over a restart; None: nothing is kept."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the broker; ``*``: all of them."""
     jobs: str | None = None

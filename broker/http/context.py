@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from broker.accounts.keys import KeyRing, Principal
+from broker.accounts.rates import RateLimits
 from broker.executors.base import Executor
 from broker.http.reply import Reply
 from broker.http.sessions.registry import Sessions
@@ -36,6 +37,7 @@ class Services:
     sessions: Sessions
     replays: Replays[Reply]
     jobs: Jobs
+    rates: RateLimits
     cors_origins: tuple[str, ...] = ()
     draining: bool = False
     in_flight: int = 0
@@ -58,6 +60,8 @@ class Trace:
     """A retry that waited for its first try, or got its answer."""
     code: str | None = None
     """Of the error that was answered."""
+    retry_after_s: float | None = None
+    """Of a refusal that knows; else the queue's delay says."""
     upload_bytes: int = 0
     recv_ms: float | None = None
     queue_ms: float | None = None
