@@ -25,6 +25,7 @@ __all__ = [
     "Executor",
     "ExecutorOptions",
     "ExecutorStats",
+    "LoadedModel",
     "Outcome",
     "TensorAnswer",
     "create_executor",
@@ -92,6 +93,15 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Without a sign of life during a batch, a worker counts as hung."""
 
 
+class LoadedModel(msgspec.Struct, frozen=True, array_like=True):
+    """How a model is run."""
+
+    runtime: str
+    """``eager``: PyTorch, operator by operator."""
+    precision: str
+    """Of its arithmetic: ``fp32``."""
+
+
 class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):
     """Counted since the start."""
 
@@ -102,6 +112,10 @@ class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     pid: int | None = None
     """The process that runs the models."""
+    models: Mapping[ModelKey, LoadedModel] = msgspec.field(default_factory=dict)
+    """Those in memory."""
+    quarantined: int = 0
+    """Inputs that are not taken again."""
 
 
 class Executor(Protocol):
@@ -119,6 +133,15 @@ class Executor(Protocol):
 
         Raises ``WorkerLost`` when the whole batch is lost.
         """
+
+    async def load(self, model: ModelKey) -> None:
+        """Bring one of its models back into memory; at once where it is there.
+
+        Raises what ``start`` raises, or ``WorkerLost``.
+        """
+
+    async def unload(self, model: ModelKey) -> None:
+        """Free the memory of one model between two batches; none for it may follow."""
 
     def ready_in_s(self) -> float:
         """Seconds until a batch can run: 0 when ready, infinity when nobody knows."""

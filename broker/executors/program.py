@@ -7,6 +7,8 @@ process and the inline executor use it, the front process never does.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.executors.base import BatchItem, Device, Outcome, TensorAnswer
+from broker.executors.base import BatchItem, Device, LoadedModel, Outcome, TensorAnswer
 from broker.models.servable import OpenedServable
 from edge_runtime.contract.answer_codec import encode_answer
 from edge_runtime.contract.errors import (
@@ -50,6 +52,14 @@ __all__ = ["TorchProgram", "pick_device", "use_threads"]
 _LOG = logging.getLogger(__name__)
 
 
+_CPU_ALLOCATOR = "DefaultCPUAllocator: "
+"""How torch begins to say that the system gave it no memory."""
+
+
+class OutOfMemory(Exception):
+    """A batch did not fit: a smaller one may."""
+
+
 def _no_progress() -> None:
     """Nobody watches."""
 
@@ -62,6 +72,8 @@ class TorchProgram:
         self._module = module
         self._device = device
         self._anchors = servable.anchors()
+        self.cap: int | None = None
+        """The largest batch that memory holds, once a larger one did not fit."""
 
     @classmethod
     def load(cls, servable: OpenedServable, device: str) -> TorchProgram:
@@ -98,6 +110,17 @@ class TorchProgram:
             ) from None
         return program
 
+    @property
+    def loaded(self) -> LoadedModel:
+        """How it runs."""
+        return LoadedModel("eager", "fp32")
+
+    def free(self) -> None:
+        """Give its memory back to the system, and to other processes on the device."""
+        self._module = None
+        gc.collect()
+        release_memory(self._device)
+
     def _try_out(self) -> None:
         """Zeros through the model at batch 1 and 2: shapes, dtype and the batch axis."""
         model, name = self._servable.manifest.model, self._servable.manifest.name
@@ -121,7 +144,7 @@ class TorchProgram:
     def _forward(self, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
         """``[batch, ...]`` to one array an output, floats as float32.
 
-        Raises ``InferenceError``.
+        Raises ``InferenceError``, or ``OutOfMemory``.
         """
         import torch
 
@@ -132,10 +155,37 @@ class TorchProgram:
                 if not all(isinstance(output, torch.Tensor) for output in outputs):
                     raise InferenceError("the model gives something that is no tensor")
                 return [_to_numpy(output) for output in outputs]
+        except MemoryError:
+            raise OutOfMemory from None
         except torch.AcceleratorError:
             raise  # the device context is broken: only a new process mends that
         except (RuntimeError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error):
+                raise OutOfMemory from None
             raise InferenceError(f"the model failed: {_first_line(error)}") from None
+
+    def _forward_in_parts(self, rows: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """``_forward`` in as many parts as memory asks for: a part that does not fit is halved.
+
+        What fits is remembered as ``cap``, so that it is tried once. Raises
+        ``InferenceError`` when a single row does not fit.
+        """
+        parts: list[list[NDArray[np.generic]]] = []
+        at = 0
+        while at < len(rows):
+            size = min(len(rows) - at, self.cap or len(rows))
+            try:
+                parts.append(self._forward(np.concatenate(rows[at : at + size])))
+            except OutOfMemory:
+                release_memory(self._device)
+                if size == 1:
+                    raise InferenceError("the model needs more memory than there is") from None
+                self.cap = size // 2
+                continue
+            at += size
+        if len(parts) == 1:
+            return parts[0]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def run(
         self, batch: Sequence[BatchItem], progress: Callable[[], None] = _no_progress
@@ -167,7 +217,7 @@ class TorchProgram:
     ) -> dict[int, Outcome]:
         """Run what was prepared, by its place in the batch."""
         try:
-            outputs = self._forward(np.concatenate([one.array for one in prepared.values()]))
+            outputs = self._forward_in_parts([one.array for one in prepared.values()])
         except InferenceError as error:
             return dict.fromkeys(prepared, error)
         progress()
@@ -256,6 +306,14 @@ def pick_device(wanted: Device) -> str:
     if wanted == "cuda" and not available:
         raise ConfigError("torch finds no CUDA device: pass --device cpu, or auto")
     return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def release_memory(device: str) -> None:
+    """Hand what was freed back: from torch's cache to the device, from the heap to the system."""
+    if device == "cuda":
+        _import_torch().cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def use_threads(threads: int) -> None:
