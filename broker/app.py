@@ -39,6 +39,8 @@ async def running_services(
     options = ExecutorOptions(
         device=settings.device,
         threads=settings.threads,
+        runtime=settings.runtime,
+        precision=settings.precision,
         start_timeout_s=settings.start_timeout_s,
         hang_timeout_s=settings.hang_timeout_s,
     )

@@ -27,11 +27,15 @@ __all__ = [
     "ExecutorStats",
     "LoadedModel",
     "Outcome",
+    "Precision",
+    "RuntimeName",
     "TensorAnswer",
     "create_executor",
 ]
 
 Device = Literal["auto", "cpu", "cuda"]
+RuntimeName = Literal["auto", "eager", "openvino", "compile"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 """Takes an event's name and fields: the structured log, in the broker."""
@@ -87,6 +91,8 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "auto"
     threads: int = 1
     """Threads of one forward pass on the CPU."""
+    runtime: RuntimeName = "auto"
+    precision: Precision = "auto"
     start_timeout_s: float = 300.0
     """From the start of a process to its models being loaded."""
     hang_timeout_s: float = 30.0
@@ -97,9 +103,11 @@ class LoadedModel(msgspec.Struct, frozen=True, array_like=True):
     """How a model is run."""
 
     runtime: str
-    """``eager``: PyTorch, operator by operator."""
+    """``eager`` (PyTorch, operator by operator), ``compile`` (inductor) or ``openvino``."""
     precision: str
-    """Of its arithmetic: ``fp32``."""
+    """Of its arithmetic: ``fp32``, ``bf16``, ``fp16``."""
+    sqnr_db: float | None = None
+    """The lowest signal-to-noise ratio on trial inputs, against eager fp32; None: it is that."""
 
 
 class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,15 @@ from typing import Final
 
 import msgspec
 
-from broker.executors.base import BatchItem, Device, LoadedModel, Outcome, TensorAnswer
+from broker.executors.base import (
+    BatchItem,
+    Device,
+    LoadedModel,
+    Outcome,
+    Precision,
+    RuntimeName,
+    TensorAnswer,
+)
 from broker.models.servable import ModelKey, OpenedServable
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import NearfarError, WireError, error_from_code
@@ -67,6 +75,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     servables: tuple[ServableRef, ...]
     device: Device
     threads: int
+    runtime: RuntimeName = "auto"
+    precision: Precision = "auto"
     caps: tuple[tuple[ModelKey, int], ...] = ()
     """Batch sizes beyond which earlier workers ran out of memory."""
 

@@ -50,13 +50,13 @@ class InlineExecutor:
             raise
 
     def _load(self) -> None:
-        from broker.executors.program import TorchProgram, pick_device, use_threads
+        from broker.executors.device import pick_device, use_threads
 
         device = pick_device(self._options.device)
         use_threads(self._options.threads)
-        for servable in self._servables.values():
-            self._programs[servable.key] = TorchProgram.load(servable, device)
         self._device = "cuda" if device == "cuda" else "cpu"
+        for model in self._servables:
+            self._load_one(model)
         self._started = True
 
     async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
@@ -77,7 +77,14 @@ class InlineExecutor:
     def _load_one(self, model: ModelKey) -> None:
         from broker.executors.program import TorchProgram
 
-        self._programs[model] = TorchProgram.load(self._servables[model], self._device)
+        options = self._options
+        self._programs[model] = TorchProgram.load(
+            self._servables[model],
+            self._device,
+            runtime=options.runtime,
+            precision=options.precision,
+            threads=options.threads,
+        )
 
     async def unload(self, model: ModelKey) -> None:
         """Free a model, on the thread."""

@@ -114,6 +114,8 @@ class Supervisor:
             servables=tuple(frames.ref_of(one) for one in self.servables.values()),
             device=options.device,
             threads=options.threads,
+            runtime=options.runtime,
+            precision=options.precision,
             caps=tuple(self.caps.items()),
         )
         limit_s = options.start_timeout_s

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
@@ -87,9 +88,15 @@ class _Models:
     """The programs in this process's memory."""
 
     def __init__(self, load: frames.Load) -> None:
-        from broker.executors.program import TorchProgram, pick_device, use_threads
+        from broker.executors.device import pick_device, use_threads
+        from broker.executors.program import TorchProgram
 
-        self._program = TorchProgram
+        self._load_program = partial(
+            TorchProgram.load,
+            runtime=load.runtime,
+            precision=load.precision,
+            threads=load.threads,
+        )
         self._caps = dict(load.caps)
         self._by_key: dict[ModelKey, TorchProgram] = {}
         self.device = pick_device(load.device)
@@ -102,7 +109,7 @@ class _Models:
             raise ManifestError(
                 f"{ref.root} changed since the broker verified it: start the broker again"
             )
-        program = self._program.load(servable, self.device)
+        program = self._load_program(servable, self.device)
         program.cap = self._caps.get(servable.key)
         self._by_key[servable.key] = program
         return servable.key, program.loaded

@@ -47,6 +47,7 @@ PREDICT_ERRORS = {
     e.BrokerFault,
     e.InferenceError,
     e.Overloaded,
+    e.RequestRejected,
     e.WorkerLost,
     e.DeadlineExceeded,
 }
