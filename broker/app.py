@@ -58,7 +58,7 @@ async def running_services(
     try:
         await scheduler.warm_up({servable.key: warm_up_body(servable) for servable in repository})
         telemetry.watch(scheduler, executor, repository.keys)
-        yield Services(
+        services = Services(
             repository=repository,
             executor=executor,
             scheduler=scheduler,
@@ -69,6 +69,11 @@ async def running_services(
             replays=Replays(lambda reply: len(reply.body)),
             cors_origins=settings.cors_origins,
         )
+        try:
+            yield services
+        finally:
+            for freeing in services.freeing:
+                freeing.cancel()
     finally:
         await scheduler.close()
         await executor.close()

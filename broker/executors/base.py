@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from broker.models.servable import ModelKey, OpenedServable
-from edge_runtime.contract.errors import ConfigError, NearfarError
+from edge_runtime.contract.errors import ConfigError, ModelNotFound, NearfarError
 from edge_runtime.contract.wire import EncodedAnswer, PictureType
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RuntimeName",
     "TensorAnswer",
     "create_executor",
+    "not_in_memory",
 ]
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -162,6 +163,11 @@ class Executor(Protocol):
 
     async def close(self) -> None:
         """Free everything; the processes it started have ended when this returns."""
+
+
+def not_in_memory(model: ModelKey) -> ModelNotFound:
+    """What a request gets that came late for a model."""
+    return ModelNotFound(f"model {model.name!r} was unloaded: ask its operator to load it again")
 
 
 class ExecutorFactory(Protocol):

@@ -17,6 +17,7 @@ from broker.executors.base import (
     EventSink,
     ExecutorOptions,
     ExecutorStats,
+    not_in_memory,
 )
 from broker.models.servable import ModelKey, OpenedServable
 
@@ -61,7 +62,9 @@ class InlineExecutor:
 
     async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
         """Run one batch on the thread."""
-        program = self._programs[model]
+        program = self._programs.get(model)
+        if program is None:
+            return BatchOutcome(results=[not_in_memory(model)] * len(batch))
         loop = asyncio.get_running_loop()
         results = await loop.run_in_executor(self._thread, program.run, batch)
         self._batches += 1

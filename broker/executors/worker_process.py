@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from broker.executors import frames
-from broker.executors.base import LoadedModel
+from broker.executors.base import LoadedModel, not_in_memory
 from broker.models.servable import ModelKey, read_servable
 from edge_runtime.contract.errors import ManifestError, NearfarError, WireError
 
@@ -121,7 +121,10 @@ class _Models:
             program.free()
 
     def run(self, request: frames.RunBatch, still_alive: Callable[[], None]) -> frames.BatchDone:
-        program = self._by_key[request.model]
+        program = self._by_key.get(request.model)
+        if program is None:
+            gone = frames.to_result(not_in_memory(request.model))
+            return frames.BatchDone(results=(gone,) * len(request.items))
         outcomes = program.run(request.items, still_alive)
         return frames.BatchDone(
             results=tuple(frames.to_result(outcome) for outcome in outcomes), cap=program.cap

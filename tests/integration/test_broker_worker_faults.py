@@ -29,7 +29,7 @@ from tests.support.images import encode
 from tests.support.servables import (
     crashing_net,
     greedy_net,
-    renamed_servable,
+    heavy_net,
     shared_servable,
     tiny_net,
     write_servable,
@@ -175,11 +175,16 @@ async def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_size_reme
         await executor.close()
 
 
-async def test_an_unloaded_model_is_gone_and_comes_back_while_another_one_answers(tmp_path: Path):
-    other = renamed_servable(shared_servable(), tmp_path / "other", "other")
-    servables = [open_servable(shared_servable()), open_servable(other)]
+def resident_bytes(pid: int | None) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+async def test_an_unloaded_model_gives_its_memory_back_while_another_one_answers(tmp_path: Path):
+    heavy = write_servable(tmp_path / "heavy", heavy_net(), name="heavy")
+    servables = [open_servable(shared_servable()), open_servable(heavy)]
     executor = WorkerExecutor(servables, ExecutorOptions(device="cpu", threads=1), Events())
-    second = ModelKey("other", "1.0.0")
+    second = ModelKey("heavy", "1.0.0")
     await executor.start()
     try:
         stop = asyncio.Event()
@@ -194,15 +199,29 @@ async def test_an_unloaded_model_is_gone_and_comes_back_while_another_one_answer
 
         asking = asyncio.create_task(ask())
         for _ in range(3):
-            await executor.unload(second)
-            assert set(executor.stats().models) == {TINY}
-            await executor.load(second)
-            assert set(executor.stats().models) == {TINY, second}
             outcome = await executor.run(second, [BatchItem(images.png(1))])
             assert not isinstance(outcome.results[0], e.NearfarError)
+            full = resident_bytes(executor.stats().pid)
+            await executor.unload(second)
+            assert set(executor.stats().models) == {TINY}
+            assert full - resident_bytes(executor.stats().pid) > 45 * 2**20
+            late = await executor.run(second, [BatchItem(images.png(1))] * 2)
+            assert [type(result) for result in late.results] == [e.ModelNotFound] * 2
+            await executor.load(second)
+            assert set(executor.stats().models) == {TINY, second}
         stop.set()
         assert await asking > 0
         assert executor.stats().restarts == 0
+
+        await executor.unload(second)
+        pid = executor.stats().pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await executor.run(TINY, [BatchItem(images.png(1))])
+        assert set(executor.stats().models) == {TINY}  # the next worker does not load it
+        await executor.load(second)
+        outcome = await executor.run(second, [BatchItem(images.png(1))])
+        assert not isinstance(outcome.results[0], e.NearfarError)
     finally:
         await executor.close()
 

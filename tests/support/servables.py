@@ -94,6 +94,22 @@ def greedy_net() -> Any:
     return GreedyNet().eval()
 
 
+def heavy_net() -> Any:
+    """``tiny_net`` with 50 MiB of weights beside it."""
+    import torch
+
+    class HeavyNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+            self.weights = torch.nn.Parameter(torch.zeros(5, 50 * 2**20 // 20))
+
+        def forward(self, images: Any) -> Any:
+            return self.inner(images) + self.weights.mean(1)
+
+    return HeavyNet().eval()
+
+
 def write_servable(
     target: Path,
     module: Any,
