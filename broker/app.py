@@ -44,6 +44,8 @@ async def running_services(
     options = ExecutorOptions(
         device=settings.device,
         threads=settings.threads,
+        runtime=settings.runtime,
+        precision=settings.precision,
         start_timeout_s=settings.start_timeout_s,
         hang_timeout_s=settings.hang_timeout_s,
     )
@@ -69,7 +71,7 @@ async def running_services(
             await scheduler.warm_up(bodies)
             telemetry.watch(scheduler, executor, repository.keys)
             await jobs.start()
-            yield Services(
+            services = Services(
                 repository=repository,
                 executor=executor,
                 scheduler=scheduler,
@@ -82,6 +84,11 @@ async def running_services(
                 jobs=jobs,
                 cors_origins=settings.cors_origins,
             )
+            try:
+                yield services
+            finally:
+                for freeing in services.freeing:
+                    freeing.cancel()
     finally:
         await scheduler.close()
         await jobs.close()

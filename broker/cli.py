@@ -65,6 +65,16 @@ Then:
     help="worker: a process of its own; inline: a thread of this one.",
 )
 @click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: cores - 1]")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "eager", "openvino", "compile"]),
+    help="What computes: PyTorch as it is, OpenVINO (CPU), or PyTorch compiled.  [default: auto]",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="Of the arithmetic; auto: bf16 where the device is made for it and the model bears it.",
+)
 @click.option("--max-connections", type=int, help="Open connections.  [default: 1024]")
 @click.option("--drain-timeout", type=float, help="Seconds a shutdown may take.  [default: 10]")
 @click.option("--hang-timeout", type=float, help="Seconds until a worker is hung.  [default: 30]")
@@ -92,6 +102,8 @@ def serve(
     max_batch: int | None,
     executor: str,
     threads: int | None,
+    runtime: str | None,
+    precision: str | None,
     max_connections: int | None,
     drain_timeout: float | None,
     hang_timeout: float | None,
@@ -121,6 +133,8 @@ def serve(
         "max_batch": max_batch,
         "executor": executor,
         "threads": threads,
+        "runtime": runtime,
+        "precision": precision,
         "max_connections": max_connections,
         "drain_timeout_s": drain_timeout,
         "hang_timeout_s": hang_timeout,

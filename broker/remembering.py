@@ -43,7 +43,10 @@ async def remembering(
 
     def name(model: ModelKey) -> str:
         """The same program, run the same way: elsewhere it is as fast as it is there."""
-        way = f"{settings.executor}/{executor.stats().device}/{settings.threads}"
+        way = (
+            f"{settings.executor}/{executor.stats().device}/{settings.threads}"
+            f"/{settings.runtime}/{settings.precision}"
+        )
         return f"{digests[model]}/{way}"
 
     def recall(model: ModelKey) -> LatencyModel | None:

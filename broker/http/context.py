@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -39,6 +39,10 @@ class Services:
     jobs: Jobs
     rates: RateLimits
     cors_origins: tuple[str, ...] = ()
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a model is loaded or freed: one at a time."""
+    freeing: set[asyncio.Task[None]] = field(default_factory=set)
+    """Unloaded models whose memory is still held."""
     draining: bool = False
     in_flight: int = 0
     """Requests whose answer has not gone out."""

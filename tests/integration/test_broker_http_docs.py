@@ -48,6 +48,7 @@ PREDICT_ERRORS = {
     e.InferenceError,
     e.Overloaded,
     e.RateLimited,
+    e.RequestRejected,
     e.WorkerLost,
     e.DeadlineExceeded,
 }
