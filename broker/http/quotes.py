@@ -62,6 +62,8 @@ class BrokerLoad(msgspec.Struct, frozen=True, kw_only=True):
     draining: bool
     in_flight: int
     """Requests whose answer has not gone out."""
+    queue_delay_ms: int
+    """The longest of its models': for a client that asks for several, or knows no names yet."""
     models: tuple[ModelLoad, ...]
     """Those in service, sorted by name."""
 
@@ -105,21 +107,23 @@ async def load(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     scheduler, repository = services.scheduler, services.repository
     in_service = [key for key in repository.keys if repository.in_service(key.name)]
+    models = tuple(
+        ModelLoad(
+            name=key.name,
+            version=key.version,
+            queue_delay_ms=scheduler.queue_delay_ms(key),
+            queued=scheduler.queued(key),
+            capacity_per_s=round(scheduler.capacity_per_s(key), 3),
+        )
+        for key in in_service
+    )
     return _json(
         BrokerLoad(
             ready=services.executor.ready_in_s() == 0.0 and not services.draining,
             draining=services.draining,
             in_flight=services.in_flight,
-            models=tuple(
-                ModelLoad(
-                    name=key.name,
-                    version=key.version,
-                    queue_delay_ms=scheduler.queue_delay_ms(key),
-                    queued=scheduler.queued(key),
-                    capacity_per_s=round(scheduler.capacity_per_s(key), 3),
-                )
-                for key in in_service
-            ),
+            queue_delay_ms=max((model.queue_delay_ms for model in models), default=0),
+            models=models,
         )
     )
 

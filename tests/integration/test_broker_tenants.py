@@ -13,6 +13,8 @@ import pytest_asyncio
 from broker.accounts.keys import KeyFile
 from broker.scheduling.ticket import Ticket
 from broker.server import RunningBroker
+from edge_runtime.offload.messages import Load, decode_load
+from edge_runtime.offload.transport import HttpResponse
 from tests.support import broker_images as images
 from tests.support.broker import Reply, broker_here, predict, raw_exchange, request, until
 from tests.support.servables import shared_servable
@@ -205,6 +207,9 @@ async def test_the_load_is_that_of_every_model(broker: RunningBroker, keys: dict
     assert [model["name"] for model in said["models"]] == ["tiny"]
     assert said["models"][0]["queued"] == 0
     assert said["models"][0]["capacity_per_s"] > 0
+    assert said["queue_delay_ms"] == said["models"][0]["queue_delay_ms"]
+    read = decode_load(HttpResponse(status=200, headers={}, body=reply.body))
+    assert read == Load(queue_delay_ms=said["queue_delay_ms"]), "the runtime reads it as it is"
 
 
 async def test_work_of_a_client_that_left_never_reaches_the_device(
