@@ -7,8 +7,9 @@ the reference (``mistakes``), another engine (``engine``), declared ranges (``ra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,30 +51,48 @@ class Reference:
         self.program = program
         self.record = record
         self._inputs = Inputs(images, latents)
-        self._noise: dict[str, dict[str, Bounds]] | None = None
+        self._noise: dict[str, dict[str, Bounds]] = {}
 
     def batches(self) -> Iterator[NDArray[Any]]:
         """Each input as the reference takes it, batch 1."""
         yield from self._inputs.fed(self.record.preprocess, self.record.inputs[0])
 
-    def values(self, batch: NDArray[Any]) -> dict[str, Array]:
-        """The input, and what every node computes in floating point, in order."""
+    def observe(
+        self,
+        batch: NDArray[Any],
+        visit: Callable[[str, Array], None],
+        names: Collection[str] | None = None,
+    ) -> None:
+        """Run once, and show ``visit`` the input and every floating-point value, in order.
+
+        ``names``: only these nodes. An array is valid during its visit: a later operator may
+        work in place.
+        """
         import torch
         from torch import fx
 
-        kept: dict[str, Array] = {}
-
-        class Recorder(fx.Interpreter):
+        class Observer(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
                 value = super().run_node(n)
-                first = value[0] if isinstance(value, tuple) and value else value
-                computed = n.op in ("placeholder", "call_function")
-                if computed and isinstance(first, torch.Tensor) and first.is_floating_point():
-                    kept[n.name] = first.detach().numpy().astype(np.float32)
+                if n.op not in ("placeholder", "call_function"):
+                    return value
+                if names is None or n.name in names:
+                    first = value[0] if isinstance(value, tuple) and value else value
+                    if isinstance(first, torch.Tensor) and first.is_floating_point():
+                        visit(n.name, first.detach().numpy().astype(np.float32, copy=False))
                 return value
 
         with torch.no_grad():
-            Recorder(self.program).run(torch.from_numpy(batch))
+            Observer(self.program).run(torch.from_numpy(batch))
+
+    def values(self, batch: NDArray[Any]) -> dict[str, Array]:
+        """The input, and what every node computes in floating point, in order."""
+        kept: dict[str, Array] = {}
+
+        def keep(name: str, value: Array) -> None:
+            kept[name] = value.copy()
+
+        self.observe(batch, keep)
         return kept
 
     def limits(self) -> Bounds | None:
@@ -83,17 +102,19 @@ class Reference:
         table = normalization_table(self.record.preprocess.normalization)
         return float(np.min(table)), float(np.max(table))
 
-    def noise_ranges(self) -> dict[str, dict[str, Bounds]]:
+    def noise_ranges(self, names: Collection[str]) -> dict[str, dict[str, Bounds]]:
         """By node, then by kind of noise: smallest and largest value. {} for a generator."""
-        if self._noise is None:
-            self._noise = {}
+        unknown = set(names) - set(self._noise)
+        if unknown:
             for kind, batches in noise(self.record).items():
                 for batch in batches:
-                    for name, value in self.values(batch).items():
-                        own = self._noise.setdefault(name, {})
-                        low, high = own.get(kind, (0.0, 0.0))
-                        own[kind] = min(low, float(value.min())), max(high, float(value.max()))
+                    self.observe(batch, functools.partial(self._widen, kind), unknown)
         return self._noise
+
+    def _widen(self, kind: str, name: str, value: Array) -> None:
+        own = self._noise.setdefault(name, {})
+        low, high = own.get(kind, (0.0, 0.0))
+        own[kind] = min(low, float(value.min())), max(high, float(value.max()))
 
 
 def noise(record: ReferenceRecord) -> dict[str, list[NDArray[Any]]]:
@@ -230,11 +251,20 @@ def _range_rows(reference: Reference, values: Sequence[Value]) -> list[RangeRow]
                 for name in names
             }
         )
-    for kept in itertools.chain([first], map(reference.values, batches)):
-        for nodes in spreads:
-            for name, spread in nodes.items():
-                spread.add(kept[name])
-    noises = reference.noise_ranges()
+    by_name: dict[str, list[Spread]] = {}
+    for nodes in spreads:
+        for name, spread in nodes.items():
+            by_name.setdefault(name, []).append(spread)
+
+    def add(name: str, value: Array) -> None:
+        for spread in by_name[name]:
+            spread.add(value)
+
+    for name in by_name:
+        add(name, first[name])
+    for batch in batches:
+        reference.observe(batch, add, by_name)
+    noises = reference.noise_ranges(by_name)
     limits = reference.limits()
     rows = []
     for nodes in spreads:

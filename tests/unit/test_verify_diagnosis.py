@@ -340,7 +340,7 @@ def test_reference_keeps_every_value_and_its_range_on_noise() -> None:
     values = reference.values(IMAGE.numpy())
     assert next(iter(values)) == "image"
     assert np.array_equal(list(values.values())[-1], run(Net()))
-    ranges = reference.noise_ranges()
+    ranges = reference.noise_ranges(values)
     assert set(ranges) == set(values)
     assert ranges["image"]["uniform pixels"] == (-1.0, 1.0)
     assert reference.limits() == (-1.0, 1.0)
