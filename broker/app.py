@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from broker.accounts.keys import KeyFile, KeyRing
+from broker.accounts.rates import RateLimits
 from broker.executors.base import EventSink, ExecutorOptions, create_executor
 from broker.http.context import SERVICES, Services
 from broker.http.middleware.auth import authenticate
@@ -22,6 +23,7 @@ from broker.jobs.jobs import Jobs
 from broker.jobs.journal import Journal
 from broker.models.repository import Repository
 from broker.models.warm_up import warm_up_body
+from broker.remembering import remembering
 from broker.scheduling.replays import Replays
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
@@ -42,6 +44,8 @@ async def running_services(
     options = ExecutorOptions(
         device=settings.device,
         threads=settings.threads,
+        runtime=settings.runtime,
+        precision=settings.precision,
         start_timeout_s=settings.start_timeout_s,
         hang_timeout_s=settings.hang_timeout_s,
     )
@@ -62,21 +66,29 @@ async def running_services(
     )
     await executor.start()
     try:
-        await scheduler.warm_up({servable.key: warm_up_body(servable) for servable in repository})
-        telemetry.watch(scheduler, executor, repository.keys)
-        await jobs.start()
-        yield Services(
-            repository=repository,
-            executor=executor,
-            scheduler=scheduler,
-            telemetry=telemetry,
-            feeding=scheduler.start(),
-            key_ring=key_ring,
-            sessions=Sessions(scheduler, telemetry),
-            replays=Replays(lambda reply: len(reply.body)),
-            jobs=jobs,
-            cors_origins=settings.cors_origins,
-        )
+        async with remembering(settings, repository, executor, scheduler, events):
+            bodies = {servable.key: warm_up_body(servable) for servable in repository}
+            await scheduler.warm_up(bodies)
+            telemetry.watch(scheduler, executor, repository.keys)
+            await jobs.start()
+            services = Services(
+                repository=repository,
+                executor=executor,
+                scheduler=scheduler,
+                telemetry=telemetry,
+                feeding=scheduler.start(),
+                key_ring=key_ring,
+                sessions=Sessions(scheduler, telemetry),
+                replays=Replays(lambda reply: len(reply.body)),
+                rates=RateLimits(),
+                jobs=jobs,
+                cors_origins=settings.cors_origins,
+            )
+            try:
+                yield services
+            finally:
+                for freeing in services.freeing:
+                    freeing.cancel()
     finally:
         await scheduler.close()
         await jobs.close()

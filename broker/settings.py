@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from broker.executors.base import Device
+from broker.executors.base import Device, Precision, RuntimeName
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError
 
@@ -40,6 +40,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """0: any free one."""
     keys: str | None = None
     """Key file; None: nobody is asked for a key, which only loopback allows."""
+    state: str | None = None
+    """Folder for what is worth keeping over a restart; None: nothing is kept."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the broker; ``*``: all of them."""
     jobs: str | None = None
@@ -50,6 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         default_factory=_spare_cores
     )
     """Threads of one forward pass on the CPU."""
+    runtime: RuntimeName = "auto"
+    precision: Precision = "auto"
+    """Of the models' arithmetic; docs/operations.md says what ``auto`` takes."""
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_BATCH)] = 8
     max_queue: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_QUEUE)] = limits.MAX_QUEUE
     """Requests that upload or wait, of all models together."""

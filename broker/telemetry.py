@@ -137,6 +137,22 @@ class Telemetry:
             "nearfar_executor_ready", "1 when a batch can run now.", registry=self.registry
         )
         ready.set_function(lambda: float(executor.stats().ready))
+        quarantined = Gauge(
+            "nearfar_executor_quarantined",
+            "Inputs that are not taken again.",
+            registry=self.registry,
+        )
+        quarantined.set_function(lambda: executor.stats().quarantined)
+        loaded = Gauge(
+            "nearfar_model_loaded",
+            "1 while a model is in memory, by what computes it when the broker started.",
+            ("model", "runtime", "precision"),
+            registry=self.registry,
+        )
+        for model, how in executor.stats().models.items():
+            loaded.labels(model.name, how.runtime, how.precision).set_function(
+                lambda model=model: float(model in executor.stats().models)  # type: ignore[misc]
+            )
         restarts = Gauge(
             "nearfar_executor_restarts", "Restarts of the worker.", registry=self.registry
         )

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from broker.models.servable import ModelKey, OpenedServable
-from edge_runtime.contract.errors import ConfigError, NearfarError
+from edge_runtime.contract.errors import ConfigError, ModelNotFound, NearfarError
 from edge_runtime.contract.wire import EncodedAnswer, PictureType
 
 __all__ = [
@@ -25,12 +25,18 @@ __all__ = [
     "Executor",
     "ExecutorOptions",
     "ExecutorStats",
+    "LoadedModel",
     "Outcome",
+    "Precision",
+    "RuntimeName",
     "TensorAnswer",
     "create_executor",
+    "not_in_memory",
 ]
 
 Device = Literal["auto", "cpu", "cuda"]
+RuntimeName = Literal["auto", "eager", "openvino", "compile"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 """Takes an event's name and fields: the structured log, in the broker."""
@@ -86,10 +92,23 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     device: Device = "auto"
     threads: int = 1
     """Threads of one forward pass on the CPU."""
+    runtime: RuntimeName = "auto"
+    precision: Precision = "auto"
     start_timeout_s: float = 300.0
     """From the start of a process to its models being loaded."""
     hang_timeout_s: float = 30.0
     """Without a sign of life during a batch, a worker counts as hung."""
+
+
+class LoadedModel(msgspec.Struct, frozen=True, array_like=True):
+    """How a model is run."""
+
+    runtime: str
+    """``eager`` (PyTorch, operator by operator), ``compile`` (inductor) or ``openvino``."""
+    precision: str
+    """Of its arithmetic: ``fp32``, ``bf16``, ``fp16``."""
+    sqnr_db: float | None = None
+    """The lowest signal-to-noise ratio on trial inputs, against eager fp32; None: it is that."""
 
 
 class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +121,10 @@ class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     pid: int | None = None
     """The process that runs the models."""
+    models: Mapping[ModelKey, LoadedModel] = msgspec.field(default_factory=dict)
+    """Those in memory."""
+    quarantined: int = 0
+    """Inputs that are not taken again."""
 
 
 class Executor(Protocol):
@@ -120,6 +143,15 @@ class Executor(Protocol):
         Raises ``WorkerLost`` when the whole batch is lost.
         """
 
+    async def load(self, model: ModelKey) -> None:
+        """Bring one of its models back into memory; at once where it is there.
+
+        Raises what ``start`` raises, or ``WorkerLost``.
+        """
+
+    async def unload(self, model: ModelKey) -> None:
+        """Free the memory of one model between two batches; none for it may follow."""
+
     def ready_in_s(self) -> float:
         """Seconds until a batch can run: 0 when ready, infinity when nobody knows."""
 
@@ -131,6 +163,11 @@ class Executor(Protocol):
 
     async def close(self) -> None:
         """Free everything; the processes it started have ended when this returns."""
+
+
+def not_in_memory(model: ModelKey) -> ModelNotFound:
+    """What a request gets that came late for a model."""
+    return ModelNotFound(f"model {model.name!r} was unloaded: ask its operator to load it again")
 
 
 class ExecutorFactory(Protocol):

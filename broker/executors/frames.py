@@ -12,8 +12,16 @@ from typing import Final
 
 import msgspec
 
-from broker.executors.base import BatchItem, Device, Outcome, TensorAnswer
-from broker.models.servable import ModelKey
+from broker.executors.base import (
+    BatchItem,
+    Device,
+    LoadedModel,
+    Outcome,
+    Precision,
+    RuntimeName,
+    TensorAnswer,
+)
+from broker.models.servable import ModelKey, OpenedServable
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import NearfarError, WireError, error_from_code
 from edge_runtime.contract.wire import EncodedAnswer
@@ -27,6 +35,7 @@ __all__ = [
     "Failure",
     "FromWorker",
     "Load",
+    "LoadModel",
     "Progress",
     "Ready",
     "Result",
@@ -34,11 +43,13 @@ __all__ = [
     "ServableRef",
     "Tensors",
     "ToWorker",
+    "UnloadModel",
     "decode_from_worker",
     "decode_to_worker",
     "encode_frame",
     "failure_of",
     "frame_length",
+    "ref_of",
     "result_of",
     "to_result",
 ]
@@ -64,6 +75,22 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     servables: tuple[ServableRef, ...]
     device: Device
     threads: int
+    runtime: RuntimeName = "auto"
+    precision: Precision = "auto"
+    caps: tuple[tuple[ModelKey, int], ...] = ()
+    """Batch sizes beyond which earlier workers ran out of memory."""
+
+
+class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):
+    """To the worker, between batches: load one more. It answers ``Ready`` or ``Failed``."""
+
+    servable: ServableRef
+
+
+class UnloadModel(msgspec.Struct, frozen=True, tag="unload_model"):
+    """To the worker, between batches: free one. It answers ``Ready``."""
+
+    model: ModelKey
 
 
 class RunBatch(msgspec.Struct, frozen=True, tag="run"):
@@ -74,13 +101,15 @@ class RunBatch(msgspec.Struct, frozen=True, tag="run"):
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
-    """From the worker: everything is loaded."""
+    """From the worker: it has loaded, or freed, what it was asked to."""
 
     device: str
+    models: tuple[tuple[ModelKey, LoadedModel], ...] = ()
+    """What it loaded just now."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """From the worker, instead of ``Ready``: why not. It exits after this."""
+    """From the worker, instead of ``Ready``: why not. After ``Load`` it exits."""
 
     code: str
     detail: str
@@ -117,9 +146,11 @@ class BatchDone(msgspec.Struct, frozen=True, tag="done"):
     """From the worker: one result for each request, in order."""
 
     results: tuple[Result, ...]
+    cap: int | None = None
+    """The largest batch that its memory holds, where a larger one did not fit."""
 
 
-ToWorker = Load | RunBatch
+ToWorker = Load | LoadModel | UnloadModel | RunBatch
 FromWorker = Ready | Failed | Progress | BatchDone
 
 _encoder = msgspec.msgpack.Encoder()
@@ -162,6 +193,11 @@ def decode_from_worker(payload: bytes) -> FromWorker:
         return _from_worker.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WireError(f"a frame from the worker makes no sense: {error}") from None
+
+
+def ref_of(servable: OpenedServable) -> ServableRef:
+    """What tells a worker which servable to load."""
+    return ServableRef(root=str(servable.root), sha256=servable.sha256)
 
 
 def failure_of(error: NearfarError) -> Failed:

@@ -17,6 +17,7 @@ from broker.executors.base import (
     EventSink,
     ExecutorOptions,
     ExecutorStats,
+    not_in_memory,
 )
 from broker.models.servable import ModelKey, OpenedServable
 
@@ -32,11 +33,12 @@ class InlineExecutor:
     def __init__(
         self, servables: Sequence[OpenedServable], options: ExecutorOptions, events: EventSink
     ) -> None:
-        self._servables = tuple(servables)
+        self._servables = {servable.key: servable for servable in servables}
         self._options = options
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nearfar-inline")
         self._programs: dict[ModelKey, TorchProgram] = {}
         self._device = options.device
+        self._started = False
         self._batches = 0
         self._images = 0
 
@@ -49,26 +51,53 @@ class InlineExecutor:
             raise
 
     def _load(self) -> None:
-        from broker.executors.program import TorchProgram, pick_device, use_threads
+        from broker.executors.device import pick_device, use_threads
 
         device = pick_device(self._options.device)
         use_threads(self._options.threads)
-        for servable in self._servables:
-            self._programs[servable.key] = TorchProgram.load(servable, device)
         self._device = "cuda" if device == "cuda" else "cpu"
+        for model in self._servables:
+            self._load_one(model)
+        self._started = True
 
     async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
         """Run one batch on the thread."""
-        program = self._programs[model]
+        program = self._programs.get(model)
+        if program is None:
+            return BatchOutcome(results=[not_in_memory(model)] * len(batch))
         loop = asyncio.get_running_loop()
         results = await loop.run_in_executor(self._thread, program.run, batch)
         self._batches += 1
         self._images += len(batch)
         return BatchOutcome(results=results)
 
+    async def load(self, model: ModelKey) -> None:
+        """Load a model again, on the thread."""
+        if model not in self._programs:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self._load_one, model)
+
+    def _load_one(self, model: ModelKey) -> None:
+        from broker.executors.program import TorchProgram
+
+        options = self._options
+        self._programs[model] = TorchProgram.load(
+            self._servables[model],
+            self._device,
+            runtime=options.runtime,
+            precision=options.precision,
+            threads=options.threads,
+        )
+
+    async def unload(self, model: ModelKey) -> None:
+        """Free a model, on the thread."""
+        program = self._programs.pop(model, None)
+        if program is not None:
+            await asyncio.get_running_loop().run_in_executor(self._thread, program.free)
+
     def ready_in_s(self) -> float:
         """0 once started."""
-        return 0.0 if len(self._programs) == len(self._servables) else float("inf")
+        return 0.0 if self._started else float("inf")
 
     async def wait_ready(self) -> None:
         """Nothing to wait for once ``start`` has returned."""
@@ -80,6 +109,7 @@ class InlineExecutor:
             ready=self.ready_in_s() == 0.0,
             batches=self._batches,
             images=self._images,
+            models={key: program.loaded for key, program in self._programs.items()},
         )
 
     async def close(self) -> None:

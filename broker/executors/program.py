@@ -7,28 +7,46 @@ process and the inline executor use it, the front process never does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.executors.base import BatchItem, Device, Outcome, TensorAnswer
+from broker.executors.base import (
+    BatchItem,
+    LoadedModel,
+    Outcome,
+    Precision,
+    RuntimeName,
+    TensorAnswer,
+)
+from broker.executors.decoding import decode_jpeg
+from broker.executors.device import decode_threads, import_torch, release_memory
+from broker.executors.runtimes.base import (
+    Affine,
+    ModelRuntime,
+    OutOfMemory,
+    affine_of,
+    first_line,
+)
+from broker.executors.runtimes.choose import choose_runtime
 from broker.models.servable import OpenedServable
 from edge_runtime.contract.answer_codec import encode_answer
 from edge_runtime.contract.errors import (
-    BackendUnavailable,
     BrokerFault,
-    ConfigError,
     InferenceError,
     ManifestError,
     ModelLoadError,
     NearfarError,
     TensorError,
 )
-from edge_runtime.contract.imaging import decode_image
+from edge_runtime.contract.imaging import decode_scaled
 from edge_runtime.contract.manifest import (
     REFERENCE_RECORD_NAME,
     ReferenceRecord,
@@ -41,13 +59,19 @@ from edge_runtime.contract.pipeline import (
     prepare_seed,
     prepare_tensor,
 )
+from edge_runtime.contract.preprocess import decode_factor
 from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tensors import canonical, to_little_endian
 from edge_runtime.contract.wire import EncodedAnswer, decode_seed
 
-__all__ = ["TorchProgram", "pick_device", "use_threads"]
+__all__ = ["TorchProgram"]
 
 _LOG = logging.getLogger(__name__)
+
+
+_PART = 4
+"""Images of one forward pass on the CPU while more of the batch decode: larger ones gain
+nothing there, and the decoders then work beside the model."""
 
 
 def _no_progress() -> None:
@@ -57,21 +81,40 @@ def _no_progress() -> None:
 class TorchProgram:
     """One servable in memory. Not thread-safe: one caller at a time."""
 
-    def __init__(self, servable: OpenedServable, module: Any, device: str) -> None:
+    def __init__(
+        self, servable: OpenedServable, runtime: ModelRuntime, affine: Affine | None, device: str
+    ) -> None:
+        manifest = servable.manifest
         self._servable = servable
-        self._module = module
+        self._runtime: ModelRuntime = runtime
+        self._affine = affine
         self._device = device
         self._anchors = servable.anchors()
+        self._spec = manifest.model.inputs[0]
+        self._pixel_spec = msgspec.structs.replace(self._spec, dtype="uint8")
+        self._decoders = ThreadPoolExecutor(decode_threads(), thread_name_prefix="decode")
+        self.cap: int | None = None
+        """The largest batch that memory holds, once a larger one did not fit."""
 
     @classmethod
-    def load(cls, servable: OpenedServable, device: str) -> TorchProgram:
+    def load(
+        cls,
+        servable: OpenedServable,
+        device: str,
+        *,
+        runtime: RuntimeName = "auto",
+        precision: Precision = "auto",
+        threads: int = 1,
+    ) -> TorchProgram:
         """Load ``model.pt2`` onto ``cpu`` or ``cuda`` and try it on one and two images.
+
+        ``runtime``, ``precision``: see ``choose_runtime``.
 
         The file is screened from outside first: torch runs code that a hostile one brings.
         Raises ``BackendUnavailable`` without torch, ``ManifestError`` when the record inside
         the file is not what the manifest says, and ``ModelLoadError``.
         """
-        torch = _import_torch()
+        torch = import_torch()
         name = servable.manifest.name
         try:
             screen_program(servable.program_path, REFERENCE_RECORD_NAME, ModelLoadError)
@@ -83,20 +126,44 @@ class TorchProgram:
                 exported = torch.export.load(servable.program_path, extra_files=extra_files)
         except Exception as error:  # zip, schema and C++ errors of many types
             raise ModelLoadError(
-                f"torch cannot load the program of {name!r} ({_first_line(error)}): "
+                f"torch cannot load the program of {name!r} ({first_line(error)}): "
                 "export it again with the torch this broker has"
             ) from None
         _check_record(servable, extra_files[REFERENCE_RECORD_NAME])
+        record, spec = servable.manifest.preprocess, servable.manifest.model.inputs[0]
+        to_normalize = record is not None and spec.dtype == "float32"
+        affine = affine_of(record.normalization, spec) if record and to_normalize else None
         try:
-            program = cls(servable, _on_device(exported, device), device)
+            chosen = choose_runtime(
+                exported,
+                spec,
+                affine,
+                device,
+                runtime=runtime,
+                precision=precision,
+                threads=threads,
+            )
+            program = cls(servable, chosen, affine, device)
             program._try_out()
         except NearfarError:
             raise
         except Exception as error:
             raise ModelLoadError(
-                f"{name!r} loads but does not run on {device} ({_first_line(error)})"
+                f"{name!r} loads but does not run on {device} ({first_line(error)})"
             ) from None
         return program
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """How it runs."""
+        return self._runtime.info
+
+    def free(self) -> None:
+        """Give its memory back to the system, and to other processes on the device."""
+        self._runtime.free()
+        self._decoders.shutdown(wait=False)
+        gc.collect()
+        release_memory(self._device)
 
     def _try_out(self) -> None:
         """Zeros through the model at batch 1 and 2: shapes, dtype and the batch axis."""
@@ -104,7 +171,8 @@ class TorchProgram:
         spec = model.inputs[0]
         for batch in (1, 2):
             try:
-                outputs = self._forward(np.zeros((batch, *spec.shape[1:]), dtype=spec.dtype))
+                zeros = np.zeros((batch, *spec.shape[1:]), dtype=spec.dtype)
+                outputs = self._runtime.forward(zeros, None)
             except InferenceError as error:
                 raise ModelLoadError(
                     f"{name!r} does not take a batch of {batch} "
@@ -118,43 +186,57 @@ class TorchProgram:
                     f"{_shapes(expected)}"
                 )
 
-    def _forward(self, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        """``[batch, ...]`` to one array an output, floats as float32.
+    def _forward(self, rows: Sequence[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """Rows of one dtype, in as many parts as memory asks for: what does not fit is halved.
 
-        Raises ``InferenceError``.
+        What fits is remembered as ``cap``, so that it is tried once. Raises
+        ``InferenceError``, also when a single row does not fit.
         """
-        import torch
-
-        try:
-            with torch.inference_mode():
-                answer = self._module(torch.from_numpy(array).to(self._device))
-                outputs = answer if isinstance(answer, tuple | list) else (answer,)
-                if not all(isinstance(output, torch.Tensor) for output in outputs):
-                    raise InferenceError("the model gives something that is no tensor")
-                return [_to_numpy(output) for output in outputs]
-        except torch.AcceleratorError:
-            raise  # the device context is broken: only a new process mends that
-        except (RuntimeError, AssertionError) as error:
-            raise InferenceError(f"the model failed: {_first_line(error)}") from None
+        # An input of pixels has its normalization inside the model: no affine then.
+        affine = self._affine if rows[0].dtype == np.uint8 else None
+        parts: list[list[NDArray[np.generic]]] = []
+        at = 0
+        while at < len(rows):
+            size = min(len(rows) - at, self.cap or len(rows))
+            try:
+                parts.append(self._runtime.forward(np.concatenate(rows[at : at + size]), affine))
+            except OutOfMemory:
+                release_memory(self._device)
+                if size == 1:
+                    raise InferenceError("the model needs more memory than there is") from None
+                self.cap = size // 2
+                continue
+            at += size
+        if len(parts) == 1:
+            return parts[0]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def run(
         self, batch: Sequence[BatchItem], progress: Callable[[], None] = _no_progress
     ) -> list[Outcome]:
         """Answer a batch; a request that cannot be used leaves its error in its place.
 
-        ``progress`` is called after each input, after the model and after each answer:
-        signs of life.
+        The inputs decode on threads; on the CPU the first of them run through the model
+        meanwhile. ``progress`` is called after each input, after each run of the model and
+        after each answer: signs of life.
         """
+        given: Iterator[Prepared | NearfarError]
+        if len(batch) == 1:
+            given = map(self._prepare_safely, batch)
+        else:
+            given = self._decoders.map(self._prepare_safely, batch)
         results: dict[int, Outcome] = {}
         prepared: dict[int, Prepared] = {}
-        for row, item in enumerate(batch):
-            try:
-                prepared[row] = self._prepare(item)
-            except NearfarError as error:
-                results[row] = error
-            except Exception:
-                results[row] = _unforeseen("pre-processing")
+        part = _PART if self._device == "cpu" else len(batch)
+        for row, one in enumerate(given):
             progress()
+            if isinstance(one, NearfarError):
+                results[row] = one
+            else:
+                prepared[row] = one
+            if len(prepared) == part and row + 1 < len(batch):
+                results |= self._answers(batch, prepared, progress)
+                prepared = {}
         if prepared:
             results |= self._answers(batch, prepared, progress)
         return [results[row] for row in range(len(batch))]
@@ -165,35 +247,51 @@ class TorchProgram:
         prepared: dict[int, Prepared],
         progress: Callable[[], None],
     ) -> dict[int, Outcome]:
-        """Run what was prepared, by its place in the batch."""
-        try:
-            outputs = self._forward(np.concatenate([one.array for one in prepared.values()]))
-        except InferenceError as error:
-            return dict.fromkeys(prepared, error)
-        progress()
+        """Run what was prepared, by its place in the batch: pixels together, then tensors."""
         answers: dict[int, Outcome] = {}
-        for at, (row, one) in enumerate(prepared.items()):
+        for dtype in {one.array.dtype for one in prepared.values()}:
+            alike = {row: one for row, one in prepared.items() if one.array.dtype == dtype}
             try:
-                own = [output[at : at + 1] for output in outputs]
-                answers[row] = self._finish(own, one, batch[row])
-            except TensorError as error:  # what the model gave, not what the caller sent
-                answers[row] = InferenceError(error.detail)
-            except Exception:
-                answers[row] = _unforeseen("post-processing")
+                outputs = self._forward([one.array for one in alike.values()])
+            except InferenceError as error:
+                answers |= dict.fromkeys(alike, error)
+                continue
             progress()
+            for at, (row, one) in enumerate(alike.items()):
+                answers[row] = self._finish_safely(outputs, at, one, batch[row])
+                progress()
         return answers
 
-    def _prepare(self, item: BatchItem) -> Prepared:
-        """A body to the model's input with batch 1."""
-        manifest = self._servable.manifest
-        spec = manifest.model.inputs[0]
-        if item.tensor:
-            return prepare_tensor(manifest.preprocess, spec, item.body)
-        if manifest.preprocess is None:
-            return prepare_seed(spec, decode_seed(item.body))
-        pixels = decode_image(item.body)
+    def _finish_safely(
+        self, outputs: list[NDArray[np.generic]], at: int, prepared: Prepared, item: BatchItem
+    ) -> Outcome:
         try:
-            return prepare_image(manifest.preprocess, spec, pixels)
+            return self._finish([output[at : at + 1] for output in outputs], prepared, item)
+        except TensorError as error:  # what the model gave, not what the caller sent
+            return InferenceError(error.detail)
+        except Exception:
+            return _unforeseen("post-processing")
+
+    def _prepare_safely(self, item: BatchItem) -> Prepared | NearfarError:
+        try:
+            return self._prepare(item)
+        except NearfarError as error:
+            return error
+        except Exception:
+            return _unforeseen("pre-processing")
+
+    def _prepare(self, item: BatchItem) -> Prepared:
+        """A body to the model's input with batch 1; an image to pixels, not yet normalized."""
+        record, spec = self._servable.manifest.preprocess, self._spec
+        if item.tensor:
+            return prepare_tensor(record, spec, item.body)
+        if record is None:
+            return prepare_seed(spec, decode_seed(item.body))
+        decoded = decode_scaled(item.body, partial(decode_factor, record), decode_jpeg)
+        try:
+            return prepare_image(
+                record, self._pixel_spec, decoded.pixels, (decoded.height, decoded.width)
+            )
         except TensorError as error:  # the servable contradicts itself: not the image's fault
             raise InferenceError(error.detail) from None
 
@@ -227,12 +325,6 @@ class TorchProgram:
         return encode_answer(answer, media_type=item.media_type, colored=item.colored)
 
 
-def _to_numpy(tensor: Any) -> NDArray[np.generic]:
-    """On the CPU; numpy has no bfloat16, so floats become float32."""
-    on_cpu = tensor.float() if tensor.is_floating_point() else tensor
-    return on_cpu.cpu().numpy()
-
-
 def _shapes(shapes: list[list[int]]) -> str:
     return ", ".join(map(str, shapes)) or "nothing"
 
@@ -240,35 +332,6 @@ def _shapes(shapes: list[list[int]]) -> str:
 def _unforeseen(step: str) -> BrokerFault:
     _LOG.exception("%s failed in a way nobody foresaw", step)
     return BrokerFault("the broker failed on this request; it is logged")
-
-
-def _on_device(exported: Any, device: str) -> Any:
-    """The callable module, with parameters and constants of the graph on ``device``."""
-    from torch.export.passes import move_to_device_pass
-
-    return move_to_device_pass(exported, device).module()
-
-
-def pick_device(wanted: Device) -> str:
-    """``cuda`` where it is wanted or there, else ``cpu``. Raises ``ConfigError``."""
-    torch = _import_torch()
-    available = bool(torch.cuda.is_available())
-    if wanted == "cuda" and not available:
-        raise ConfigError("torch finds no CUDA device: pass --device cpu, or auto")
-    return "cuda" if available and wanted != "cpu" else "cpu"
-
-
-def use_threads(threads: int) -> None:
-    """Threads of one forward pass on the CPU, for this whole process."""
-    _import_torch().set_num_threads(threads)
-
-
-def _import_torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise BackendUnavailable(f"torch: {error}; pip install 'nearfar[broker]'") from None
-    return torch
 
 
 def _check_record(servable: OpenedServable, record: str | bytes) -> None:
@@ -289,11 +352,6 @@ def _check_record(servable: OpenedServable, record: str | bytes) -> None:
             f"{manifest.model.path} was exported for another task, pre-processing or tensors "
             "than servable.json says: export it again"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -1,21 +1,15 @@
 """Models in a process of their own, which may crash or hang without taking the broker along.
 
-One child a device, started with ``python -m broker.executors.worker_process``, spoken to in
-``frames`` over its standard input and output. A supervisor task starts it again whenever it
-ends; the batch it took along fails with ``WorkerLost``, which callers may retry.
+A supervisor starts the process again whenever it ends. The batch that it took along is run
+again, one request at a time, so that the request which ended it is found: that one is
+answered with an error and not taken again, the others get their answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
-import random
-import signal
-import sys
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 from broker.executors import frames
 from broker.executors.base import (
@@ -24,22 +18,33 @@ from broker.executors.base import (
     EventSink,
     ExecutorOptions,
     ExecutorStats,
+    Outcome,
 )
+from broker.executors.nursery import Child
+from broker.executors.quarantine import Quarantine
+from broker.executors.supervisor import Supervisor
+from broker.executors.watchdog import Watchdog
 from broker.models.servable import ModelKey, OpenedServable
-from edge_runtime.contract.errors import (
-    ModelLoadError,
-    WireError,
-    WorkerLost,
-    error_from_code,
-)
+from edge_runtime.contract.errors import WireError, WorkerLost, error_from_code
 
 __all__ = ["WorkerExecutor"]
 
-_FIRST_BACKOFF_S = 0.1
-_MAX_BACKOFF_S = 10.0
-_MAX_LOG_LINE_BYTES = 2048
-_FAREWELL_S = 1.0
-_PIPE_BYTES = 2**20  # what an unprivileged user may ask for
+_RECOVERY_S: Final = 10.0
+"""How long the requests of a lost batch may hold up the others."""
+_STRIKES: Final = 2
+_STRIKES_KILLED: Final = 3
+"""Losses that a request must have seen, the last of them alone, to count as their cause. A
+SIGKILL may come from outside, so it takes one more."""
+_SIGKILL: Final = -9
+
+
+class _Lost(WorkerLost):
+    """One batch was lost, with how suspect its requests are."""
+
+    def __init__(self, detail: str, *, killed: bool = False) -> None:
+        super().__init__(detail)
+        self.killed = killed
+        """By somebody else, as far as can be told."""
 
 
 class WorkerExecutor:
@@ -48,237 +53,206 @@ class WorkerExecutor:
     def __init__(
         self, servables: Sequence[OpenedServable], options: ExecutorOptions, events: EventSink
     ) -> None:
-        self._servables = tuple(servables)
+        self._servables = {servable.key: servable for servable in servables}
+        self._supervisor = Supervisor(servables, options, events)
         self._options = options
         self._events = events
-        self._process: asyncio.subprocess.Process | None = None
-        self._supervisor: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
-        self._device = options.device
-        self._failing = False
-        self._started_s = 0.0
-        self._load_s: float | None = None
+        self._quarantine = Quarantine()
+        self._watchdog = Watchdog(options.hang_timeout_s)
+        self._turn = asyncio.Lock()
         self._batches = 0
         self._images = 0
-        self._restarts = 0
 
     async def start(self) -> None:
         """Start the child and wait until it has loaded everything."""
-        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise(first), name="worker supervisor")
+        await self._supervisor.start()
+
+    async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
+        """Run one batch in the child. Raises ``WorkerLost`` when none can run.
+
+        When the child dies or hangs meanwhile, its requests run again one by one; the one
+        that ends the child again is answered ``RequestRejected``, now and later. What has no
+        answer after ten seconds of that is answered ``WorkerLost``.
+        """
+        results: dict[int, Outcome] = {}
+        for row, item in enumerate(batch):
+            refusal = self._quarantine.refusal(model, item)
+            if refusal is not None:
+                results[row] = refusal
+        rows = [row for row in range(len(batch)) if row not in results]
+        if rows:
+            async with self._turn:
+                given = await self._run(model, [batch[row] for row in rows])
+            results |= zip(rows, given, strict=True)
+        return BatchOutcome(results=[results[row] for row in range(len(batch))])
+
+    async def _run(self, model: ModelKey, items: Sequence[BatchItem]) -> Sequence[Outcome]:
+        child = self._supervisor.child
+        if child is None or not self._supervisor.ready.is_set():
+            raise WorkerLost("the model's process is starting again: ask again shortly")
         try:
-            await first
-        except BaseException:
-            await self.close()
+            return await self._attempt(child, model, items, self._limit_s(model, items))
+        except _Lost as lost:
+            self._events("batch_lost", {"model": model.name, "images": len(items)})
+            return await self._one_by_one(model, items, lost)
+
+    async def _one_by_one(
+        self, model: ModelKey, items: Sequence[BatchItem], lost: _Lost
+    ) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + max(_RECOVERY_S, self._supervisor.ready_in_s())
+        results: list[Outcome] = []
+        for item in items:
+            strikes, outcome = 1, None
+            while outcome is None and loop.time() < end_s:
+                try:
+                    async with asyncio.timeout_at(end_s):
+                        child = await self._ready_child()
+                except TimeoutError:
+                    break
+                limit_s = min(self._limit_s(model, [item]), max(end_s - loop.time(), 0.1))
+                try:
+                    (outcome,) = await self._attempt(child, model, [item], limit_s)
+                except _Lost as again:
+                    strikes += 1
+                    if strikes >= (_STRIKES_KILLED if again.killed else _STRIKES):
+                        outcome = self._quarantine.add(model, item)
+                        self._events(
+                            "request_quarantined",
+                            {"model": model.name, "bytes": len(item.body), "text": again.detail},
+                        )
+            results.append(outcome or WorkerLost(lost.detail))
+        return results
+
+    async def _ready_child(self) -> Child:
+        while True:
+            await self._supervisor.ready.wait()
+            if self._supervisor.child is not None:
+                return self._supervisor.child
+            await asyncio.sleep(0)
+
+    def _limit_s(self, model: ModelKey, items: Sequence[BatchItem]) -> float:
+        return self._watchdog.limit_s(model, len(items))
+
+    async def _attempt(
+        self, child: Child, model: ModelKey, items: Sequence[BatchItem], limit_s: float
+    ) -> Sequence[Outcome]:
+        """One batch, once. Raises ``_Lost``; the child is gone then."""
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        answer: frames.FromWorker = frames.Progress()
+        try:
+            async with asyncio.timeout(limit_s) as watchdog:
+                await child.send(frames.RunBatch(model=model, items=tuple(items)))
+                while isinstance(answer, frames.Progress):
+                    answer = await child.receive()
+                    watchdog.reschedule(loop.time() + limit_s)
+        except TimeoutError:
+            self._supervisor.abandon(child)
+            raise _Lost(
+                f"the model gave no sign of life for {limit_s:g} s and was stopped: ask again"
+            ) from None
+        except (ConnectionError, asyncio.IncompleteReadError, WireError):
+            self._supervisor.abandon(child)
+            status = await child.wait()
+            raise _Lost(
+                "the model's process died during this batch: ask again",
+                killed=status is None or status == _SIGKILL,
+            ) from None
+        except asyncio.CancelledError:
+            self._supervisor.abandon(child)  # half a conversation: the next batch would read on
             raise
+        if not isinstance(answer, frames.BatchDone) or len(answer.results) != len(items):
+            self._supervisor.abandon(child)
+            raise _Lost("the model's process gave another answer than asked: ask again")
+        self._note(model, answer, len(items), loop.time() - started_s)
+        return [frames.result_of(result) for result in answer.results]
 
-    async def _supervise(self, first: asyncio.Future[None]) -> None:
-        """Keep one child running until cancelled; no child is left then."""
-        backoff_s = _FIRST_BACKOFF_S
-        while True:
-            batches_before = self._batches
-            try:
-                async with self._child() as process:
-                    await self._load(process)
-                    self._ready.set()
-                    self._failing = False
-                    if not first.done():
-                        first.set_result(None)
-                    self._events("worker_ready", {"pid": process.pid, "device": self._device})
-                    await process.wait()
-            except Exception as error:  # of ours, or the system's (no memory, no process)
-                if not first.done():
-                    first.set_exception(error)
-                    return
-                self._failing = True
-                self._events("worker_failed", {"error": type(error).__name__, "text": str(error)})
-            finally:
-                self._ready.clear()
-            if self._batches > batches_before:
-                backoff_s = _FIRST_BACKOFF_S
-            self._restarts += 1
-            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+    def _note(self, model: ModelKey, done: frames.BatchDone, images: int, took_s: float) -> None:
+        self._supervisor.worked = True
+        self._watchdog.observe(model, images, took_s)
+        self._batches += 1
+        self._images += images
+        if done.cap is not None and self._supervisor.caps.get(model) != done.cap:
+            self._supervisor.caps[model] = done.cap
+            self._events("batch_cap_learned", {"model": model.name, "images": done.cap})
 
-    @contextlib.asynccontextmanager
-    async def _child(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        """A child process that is dead and reaped when the block ends."""
-        self._started_s = time.monotonic()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "broker.executors.worker_process",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C for the broker is not one for the worker
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        _widen(process)
-        relay = asyncio.create_task(self._relay_stderr(process), name="worker stderr")
-        self._process = process
-        try:
-            yield process
-        finally:
-            code = await _end(process)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(relay, 1.0)
-            self._process = None
-            self._events("worker_exited", {"pid": process.pid, "exit": _exit_text(code)})
+    async def load(self, model: ModelKey) -> None:
+        """Bring a model back into the child's memory; nothing changes where it is there.
 
-    async def _relay_stderr(self, process: asyncio.subprocess.Process) -> None:
-        """What the child prints becomes events, one a line."""
-        assert process.stderr is not None  # noqa: S101
-        while True:
-            try:
-                line = await process.stderr.readline()
-            except ValueError:  # longer than the reader's buffer: it dropped it
-                continue
-            if not line:
-                return
-            text = line[:_MAX_LOG_LINE_BYTES].decode("utf-8", "backslashreplace").rstrip()
-            if text:
-                self._events("worker_stderr", {"pid": process.pid, "line": text})
+        Raises ``ModelLoadError``, ``ManifestError`` or ``WorkerLost``.
+        """
+        if model in self._supervisor.servables:
+            return
+        servable = self._servables[model]
+        async with self._turn:
+            ref = frames.ref_of(servable)
+            answer = await self._control(frames.LoadModel(servable=ref))
+            if isinstance(answer, frames.Failed):
+                raise error_from_code(answer.code, answer.detail)
+            self._supervisor.loaded |= dict(answer.models)
+            self._supervisor.servables[model] = servable
 
-    async def _load(self, process: asyncio.subprocess.Process) -> None:
-        """Have the child load the models. Raises what the child reports, or its death."""
-        load = frames.Load(
-            servables=tuple(
-                frames.ServableRef(root=str(servable.root), sha256=servable.sha256)
-                for servable in self._servables
-            ),
-            device=self._options.device,
-            threads=self._options.threads,
-        )
+    async def unload(self, model: ModelKey) -> None:
+        """Free a model's memory in the child; later starts do not load it.
+
+        Raises ``WorkerLost``; the model is not loaded again all the same.
+        """
+        if self._supervisor.servables.pop(model, None) is None:
+            return
+        self._watchdog.forget(model)
+        self._supervisor.loaded.pop(model, None)
+        async with self._turn:
+            if self._supervisor.ready.is_set():
+                await self._control(frames.UnloadModel(model=model))
+
+    async def _control(
+        self, message: frames.LoadModel | frames.UnloadModel
+    ) -> frames.Ready | frames.Failed:
+        """Ask the child between two batches. Raises ``WorkerLost``."""
         limit_s = self._options.start_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                await _send(process, load)
-                answer = await _receive(process)
+                child = await self._ready_child()
         except TimeoutError:
-            raise ModelLoadError(f"the worker did not load its models in {limit_s:g} s") from None
-        except (ConnectionError, asyncio.IncompleteReadError):
-            code = await process.wait()
-            raise ModelLoadError(
-                f"the worker died while it loaded its models ({_exit_text(code)}): "
-                "see worker_stderr in the log"
-            ) from None
-        if isinstance(answer, frames.Failed):
-            raise error_from_code(answer.code, answer.detail)
-        if not isinstance(answer, frames.Ready):
-            raise WireError("the worker answered Load with something else than Ready")
-        self._device = "cuda" if answer.device == "cuda" else "cpu"
-        self._load_s = time.monotonic() - self._started_s
-
-    async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
-        """Run one batch in the child. Raises ``WorkerLost`` when the child dies or hangs."""
-        process = self._process
-        if process is None or not self._ready.is_set():
-            raise WorkerLost("the model's process is starting again: ask again shortly")
-        hang_s = self._options.hang_timeout_s
-        answer: frames.FromWorker = frames.Progress()
+            raise WorkerLost(f"no process runs the models after {limit_s:g} s") from None
         try:
-            async with asyncio.timeout(hang_s) as watchdog:
-                await _send(process, frames.RunBatch(model=model, items=tuple(batch)))
-                while isinstance(answer, frames.Progress):
-                    answer = await _receive(process)
-                    watchdog.reschedule(asyncio.get_running_loop().time() + hang_s)
-        except TimeoutError:
-            self._abandon(process)
-            raise WorkerLost(
-                f"the model gave no sign of life for {hang_s:g} s and was stopped: ask again"
-            ) from None
-        except (ConnectionError, asyncio.IncompleteReadError, WireError):
-            self._abandon(process)
-            raise WorkerLost("the model's process died during this batch: ask again") from None
+            async with asyncio.timeout(limit_s):
+                await child.send(message)
+                answer = await child.receive()
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, WireError):
+            self._supervisor.abandon(child)
+            raise WorkerLost("the model's process died while it loaded: ask again") from None
         except asyncio.CancelledError:
-            self._abandon(process)  # half a conversation: the next batch would read its end
+            self._supervisor.abandon(child)
             raise
-        if not isinstance(answer, frames.BatchDone) or len(answer.results) != len(batch):
-            self._abandon(process)
+        if not isinstance(answer, frames.Ready | frames.Failed):
+            self._supervisor.abandon(child)
             raise WorkerLost("the model's process gave another answer than asked: ask again")
-        self._batches += 1
-        self._images += len(batch)
-        return BatchOutcome(results=[frames.result_of(result) for result in answer.results])
-
-    def _abandon(self, process: asyncio.subprocess.Process) -> None:
-        """Kill the child; the supervisor sees it end and starts another one."""
-        self._ready.clear()
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        return answer
 
     def ready_in_s(self) -> float:
-        """0 when ready; else what is left of the time that loading took before.
-
-        Infinity before the first start, after ``close``, and when the last start failed.
-        """
-        if self._ready.is_set():
-            return 0.0
-        if self._load_s is None or self._failing or self._supervisor is None:
-            return float("inf")
-        elapsed_s = time.monotonic() - self._started_s
-        return max(self._load_s - elapsed_s, 0.05) if self._process else self._load_s
+        """See ``Supervisor.ready_in_s``."""
+        return self._supervisor.ready_in_s()
 
     async def wait_ready(self) -> None:
         """Return once a child has loaded its models."""
-        await self._ready.wait()
+        await self._supervisor.ready.wait()
 
     def stats(self) -> ExecutorStats:
         """What it did so far, all children together."""
+        supervisor = self._supervisor
         return ExecutorStats(
-            device=self._device,
-            ready=self._ready.is_set(),
+            device=supervisor.device,
+            ready=supervisor.ready.is_set(),
             batches=self._batches,
             images=self._images,
-            restarts=self._restarts,
-            pid=self._process.pid if self._process else None,
+            restarts=supervisor.restarts,
+            pid=supervisor.child.pid if supervisor.child else None,
+            models=dict(supervisor.loaded),
+            quarantined=len(self._quarantine),
         )
 
     async def close(self) -> None:
         """Stop the supervisor and its child; both are gone when this returns."""
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
-            self._supervisor = None
-
-
-def _widen(process: asyncio.subprocess.Process) -> None:
-    """Let the pipe to the child hold a whole batch: 64 KiB cost a wake-up for every piece."""
-    assert process.stdin is not None  # noqa: S101
-    pipe = process.stdin.transport.get_extra_info("pipe")
-    with contextlib.suppress(OSError):  # the user's share of pipe memory may be used up
-        fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-
-async def _end(process: asyncio.subprocess.Process) -> int:
-    """Let the child go by the end of its input; kill it when it does not."""
-    assert process.stdin is not None  # noqa: S101
-    process.stdin.close()
-    try:
-        async with asyncio.timeout(_FAREWELL_S):
-            return await process.wait()
-    except TimeoutError:
-        pass
-    finally:
-        if process.returncode is None:
-            process.kill()
-    return await process.wait()
-
-
-async def _send(process: asyncio.subprocess.Process, message: frames.ToWorker) -> None:
-    assert process.stdin is not None  # noqa: S101
-    process.stdin.write(frames.encode_frame(message))
-    await process.stdin.drain()
-
-
-async def _receive(process: asyncio.subprocess.Process) -> frames.FromWorker:
-    assert process.stdout is not None  # noqa: S101
-    size = frames.frame_length(await process.stdout.readexactly(frames.HEADER_BYTES))
-    return frames.decode_from_worker(await process.stdout.readexactly(size))
-
-
-def _exit_text(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit status {code}"
+        await self._supervisor.close()

@@ -1,4 +1,4 @@
-"""The worker: ``python -m broker.executors.worker_process``.
+"""The worker: forked by a zygote, or ``python -m broker.executors.worker_process``.
 
 Speaks ``frames`` over its standard input and output. It ends when its input does, whatever
 it is doing then: no worker outlives the process that started it, however that one died.
@@ -14,16 +14,23 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from broker.executors import frames
+from broker.executors.base import LoadedModel, not_in_memory
+from broker.models.servable import ModelKey, read_servable
 from edge_runtime.contract.errors import ManifestError, NearfarError, WireError
+
+if TYPE_CHECKING:
+    from broker.executors.program import TorchProgram
 
 __all__ = ["main"]
 
 _LOG = logging.getLogger(__name__)
-_PROGRESS_EVERY_S = 1.0
+_PROGRESS_EVERY_S = 0.25
 
 
 class _Connection:
@@ -62,7 +69,7 @@ class _Connection:
         self._last_sent_s = time.monotonic()
 
     def still_alive(self) -> None:
-        """Tell the front process so, but not more than once a second."""
+        """Tell the front process so, but not more often than four times a second."""
         if time.monotonic() - self._last_sent_s > _PROGRESS_EVERY_S:
             self.send(frames.Progress())
 
@@ -77,32 +84,76 @@ def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
     return source, sink
 
 
-def _serve(connection: _Connection) -> None:
-    load = connection.receive()
-    if not isinstance(load, frames.Load):
-        raise WireError("the first frame must be Load")
-    from broker.executors.program import TorchProgram, pick_device, use_threads
-    from broker.models.servable import ModelKey, read_servable
+class _Models:
+    """The programs in this process's memory."""
 
-    device = pick_device(load.device)
-    use_threads(load.threads)
-    programs: dict[ModelKey, TorchProgram] = {}
-    for ref in load.servables:
+    def __init__(self, load: frames.Load) -> None:
+        from broker.executors.device import pick_device, use_threads
+        from broker.executors.program import TorchProgram
+
+        self._load_program = partial(
+            TorchProgram.load,
+            runtime=load.runtime,
+            precision=load.precision,
+            threads=load.threads,
+        )
+        self._caps = dict(load.caps)
+        self._by_key: dict[ModelKey, TorchProgram] = {}
+        self.device = pick_device(load.device)
+        use_threads(load.threads)
+
+    def load(self, ref: frames.ServableRef) -> tuple[ModelKey, LoadedModel]:
+        """Raises ``ManifestError`` and what ``TorchProgram.load`` raises."""
         servable = read_servable(Path(ref.root))
         if servable.sha256 != ref.sha256:
             raise ManifestError(
                 f"{ref.root} changed since the broker verified it: start the broker again"
             )
-        programs[servable.key] = TorchProgram.load(servable, device)
-    connection.send(frames.Ready(device=device))
+        program = self._load_program(servable, self.device)
+        program.cap = self._caps.get(servable.key)
+        self._by_key[servable.key] = program
+        return servable.key, program.loaded
+
+    def unload(self, key: ModelKey) -> None:
+        program = self._by_key.pop(key, None)
+        if program is not None:
+            self._caps |= {} if program.cap is None else {key: program.cap}
+            program.free()
+
+    def run(self, request: frames.RunBatch, still_alive: Callable[[], None]) -> frames.BatchDone:
+        program = self._by_key.get(request.model)
+        if program is None:
+            gone = frames.to_result(not_in_memory(request.model))
+            return frames.BatchDone(results=(gone,) * len(request.items))
+        outcomes = program.run(request.items, still_alive)
+        return frames.BatchDone(
+            results=tuple(frames.to_result(outcome) for outcome in outcomes), cap=program.cap
+        )
+
+
+def _serve(connection: _Connection) -> None:
+    load = connection.receive()
+    if not isinstance(load, frames.Load):
+        raise WireError("the first frame must be Load")
+    models = _Models(load)
+    loaded = tuple(models.load(ref) for ref in load.servables)
+    connection.send(frames.Ready(device=models.device, models=loaded))
     while True:
         request = connection.receive()
-        if not isinstance(request, frames.RunBatch):
-            raise WireError("only RunBatch may follow Load")
-        outcomes = programs[request.model].run(request.items, connection.still_alive)
-        connection.send(
-            frames.BatchDone(results=tuple(frames.to_result(outcome) for outcome in outcomes))
-        )
+        if isinstance(request, frames.RunBatch):
+            connection.send(models.run(request, connection.still_alive))
+        elif isinstance(request, frames.LoadModel):
+            try:
+                one = models.load(request.servable)
+            except NearfarError as error:
+                connection.send(frames.failure_of(error))
+            else:
+                connection.send(frames.Ready(device=models.device, models=(one,)))
+        elif isinstance(request, frames.UnloadModel):
+            models.unload(request.model)
+            connection.send(frames.Ready(device=models.device))
+        else:
+            raise WireError("Load comes once")
 
 
 def main() -> NoReturn:

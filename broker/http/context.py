@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from broker.accounts.keys import KeyRing, Principal
+from broker.accounts.rates import RateLimits
 from broker.executors.base import Executor
 from broker.http.reply import Reply
 from broker.http.sessions.registry import Sessions
@@ -36,7 +37,12 @@ class Services:
     sessions: Sessions
     replays: Replays[Reply]
     jobs: Jobs
+    rates: RateLimits
     cors_origins: tuple[str, ...] = ()
+    loading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a model is loaded or freed: one at a time."""
+    freeing: set[asyncio.Task[None]] = field(default_factory=set)
+    """Unloaded models whose memory is still held."""
     draining: bool = False
     in_flight: int = 0
     """Requests whose answer has not gone out."""
@@ -58,6 +64,8 @@ class Trace:
     """A retry that waited for its first try, or got its answer."""
     code: str | None = None
     """Of the error that was answered."""
+    retry_after_s: float | None = None
+    """Of a refusal that knows; else the queue's delay says."""
     upload_bytes: int = 0
     recv_ms: float | None = None
     queue_ms: float | None = None

@@ -56,6 +56,7 @@ STATUS: Final[Mapping[type[e.NearfarError], int]] = MappingProxyType(
         e.ModelNotFound: 404,
         e.RequestRejected: 400,
         e.Overloaded: 503,
+        e.RateLimited: 429,
         e.WorkerLost: 503,
         e.JobNotFound: 404,
         e.JobNotReady: 409,

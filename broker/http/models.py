@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from broker.executors.base import Executor
 from broker.http.context import SERVICES
 from broker.models.servable import OpenedServable
 from edge_runtime.contract.tasks import has_labels
@@ -22,6 +23,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     task: str
     classes: int | None
     """None where answers name no classes."""
+    runtime: str | None
+    """What computes it, and how exactly; None while it is not in memory."""
+    precision: str | None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,8 +34,9 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelInfo, ...]
 
 
-def _info(servable: OpenedServable) -> ModelInfo:
+def _info(servable: OpenedServable, executor: Executor) -> ModelInfo:
     ref = servable.ref
+    loaded = executor.stats().models.get(servable.key)
     return ModelInfo(
         name=ref.name,
         version=ref.version,
@@ -39,6 +44,8 @@ def _info(servable: OpenedServable) -> ModelInfo:
         labels_sha256=ref.labels_sha256,
         task=servable.task_name,
         classes=servable.task.classes if has_labels(servable.task) else None,
+        runtime=None if loaded is None else loaded.runtime,
+        precision=None if loaded is None else loaded.precision,
     )
 
 
@@ -48,12 +55,14 @@ def _json(value: object) -> web.Response:
 
 async def list_models(request: web.Request) -> web.Response:
     """Every model."""
-    repository = request.app[SERVICES].repository
+    repository, executor = request.app[SERVICES].repository, request.app[SERVICES].executor
     served = [one for one in repository if repository.in_service(one.manifest.name)]
     served.sort(key=lambda servable: servable.key)
-    return _json(ModelList(models=tuple(_info(servable) for servable in served)))
+    return _json(ModelList(models=tuple(_info(servable, executor) for servable in served)))
 
 
 async def show_model(request: web.Request) -> web.Response:
     """One model. ``ModelNotFound``."""
-    return _json(_info(request.app[SERVICES].repository.get(request.match_info["name"])))
+    services = request.app[SERVICES]
+    servable = services.repository.get(request.match_info["name"])
+    return _json(_info(servable, services.executor))

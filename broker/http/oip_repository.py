@@ -1,26 +1,31 @@
 """Triton's model repository extension: what is there, and what of it is in service.
 
-Loading and unloading change whether a model is asked, not what is in memory: every model
-stays with the process that runs it, so that one that is loaded again answers at once, and
-what was admitted before an unload is answered. Both need an admin key.
+Unloading takes a model out of service; once what was admitted before is answered, its memory is
+freed. Loading brings it back into memory and then into service. Other models are
+answered meanwhile. Both need an admin key.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from broker.http.body import read_body
-from broker.http.context import SERVICES, TRACE
+from broker.http.context import SERVICES, TRACE, Services
 from broker.http.headers import send_continue
 from broker.log import log_event
 from broker.oip.message import decode_control
 from edge_runtime.contract import limits
-from edge_runtime.contract.errors import LimitExceeded, Unauthorized, WireError
+from edge_runtime.contract.errors import LimitExceeded, NearfarError, Unauthorized, WireError
 
 __all__ = ["index", "load", "unload"]
+
+_DRAIN_S: Final = 30.0
+"""What waits longer for an unloaded model is answered ``model_not_found``."""
+_POLL_S: Final = 0.01
 
 
 async def index(request: web.Request) -> web.Response:
@@ -44,17 +49,40 @@ async def index(request: web.Request) -> web.Response:
 async def load(request: web.Request) -> web.Response:
     """``POST /v2/repository/models/{name}/load``: put it back into service."""
     name = await _controlled(request)
-    request.app[SERVICES].repository.restore(name)
+    services = request.app[SERVICES]
+    async with services.loading:
+        await services.executor.load(services.repository.key_of(name))
+        services.repository.restore(name)
     log_event("model_loaded", {"model": name, "request_id": request[TRACE].request_id})
     return web.Response()
 
 
 async def unload(request: web.Request) -> web.Response:
-    """``POST /v2/repository/models/{name}/unload``: no new requests for it."""
+    """``POST /v2/repository/models/{name}/unload``: no new requests, and then no memory."""
     name = await _controlled(request)
-    request.app[SERVICES].repository.withdraw(name)
+    services = request.app[SERVICES]
+    services.repository.withdraw(name)
+    freeing = asyncio.create_task(_free(services, name), name="unload")
+    services.freeing.add(freeing)
+    freeing.add_done_callback(services.freeing.discard)
     log_event("model_unloaded", {"model": name, "request_id": request[TRACE].request_id})
     return web.Response()
+
+
+async def _free(services: Services, name: str) -> None:
+    """Free a model's memory once nobody waits for it, unless it is back in service by then."""
+    loop = asyncio.get_running_loop()
+    key = services.repository.key_of(name)
+    end_s = loop.time() + _DRAIN_S
+    while services.scheduler.queued(key) and loop.time() < end_s:  # noqa: ASYNC110  # once
+        await asyncio.sleep(_POLL_S)
+    async with services.loading:
+        if services.repository.in_service(name):
+            return
+        try:
+            await services.executor.unload(key)
+        except NearfarError as error:
+            log_event("unload_failed", {"model": name, "text": error.detail})
 
 
 async def _controlled(request: web.Request) -> str:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from broker.http import jobs, jobs_events, metrics, models, oip, oip_infer, oip_repository, predict
+from broker.http import (
+    jobs,
+    jobs_events,
+    metrics,
+    models,
+    oip,
+    oip_infer,
+    oip_repository,
+    predict,
+    quotes,
+)
 from broker.http.headers import defer_continue
 from broker.http.sessions.route import session
 from edge_runtime.contract.frames import SESSION_PATH
@@ -21,6 +31,8 @@ def add_routes(router: web.UrlDispatcher) -> None:
     gets = (
         ("/v1/models", models.list_models, "models"),
         (f"/v1/models/{_NAME}", models.show_model, "model"),
+        (f"/v1/models/{_NAME}/quote", quotes.quote, "quote"),
+        ("/v1/load", quotes.load, "load"),
         ("/v2", oip.server_metadata, "oip_server"),
         ("/v2/health/live", oip.live, "oip_live"),
         ("/v2/health/ready", oip.ready, "oip_ready"),

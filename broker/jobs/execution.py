@@ -1,7 +1,7 @@
 """One job through the scheduler that every other request goes through.
 
-Its deadline is the farthest there is. The queue is ordered by deadlines, so whatever has a
-nearer one goes first; ``quiet`` tells when nothing else is there at all.
+It is of the lowest class and its deadline the farthest there is, so whatever else waits goes
+first; ``quiet`` tells when nothing else is there at all.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from broker.executors.base import BatchItem, Executor
 from broker.jobs.record import Job, JobAnswer
 from broker.models.repository import Repository
 from broker.scheduling.scheduler import Scheduler
+from broker.scheduling.ticket import LOWEST_PRIORITY, Caller
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import DeadlineExceeded
 from edge_runtime.contract.wire import JSON_MEDIA_TYPE, PredictAnswer, ServerTiming
@@ -52,7 +53,9 @@ class Execution:
             colored=job.spec.palette,
         )
         deadline_s = asyncio.get_running_loop().time() + limits.MAX_DEADLINE_MS / 1e3
-        with self.scheduler.admitted(servable.key, deadline_s, len(body)) as ticket:
+        caller = Caller(tenant=job.tenant, priority=LOWEST_PRIORITY)
+        admitted = self.scheduler.admitted(servable.key, deadline_s, len(body), caller=caller)
+        with admitted as ticket:
             try:
                 async with asyncio.timeout_at(deadline_s):
                     given = await self.scheduler.submit(ticket, item)

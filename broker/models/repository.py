@@ -17,8 +17,7 @@ __all__ = ["Repository", "find_servables"]
 class Repository:
     """Servables by name. Built once; while the broker runs, only who is in service changes.
 
-    A model out of service stays in the executor's memory, so that it is back at once, and
-    what was admitted before is answered.
+    What was admitted before a model went out of service is answered.
     """
 
     def __init__(self, servables: Iterable[OpenedServable]) -> None:
@@ -71,6 +70,10 @@ class Repository:
             known = ", ".join(sorted(set(self._by_name) - self._withdrawn)[:16])
             raise ModelNotFound(f"no model of this name; this broker serves: {known}")
         return found
+
+    def key_of(self, name: str) -> ModelKey:
+        """Of a model, in service or not. ``ModelNotFound``."""
+        return self._known(name).key
 
     def in_service(self, name: str) -> bool:
         """Whether ``get`` finds it."""

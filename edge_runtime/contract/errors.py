@@ -31,7 +31,8 @@
     │   ├── Unauthorized            no key, or not a valid one
     │   ├── ModelNotFound           the broker has no such model
     │   ├── RequestRejected         the broker found the request wrong (4xx)
-    │   ├── Overloaded              the broker said no (429, 503)
+    │   ├── Overloaded              the broker said no (503)
+    │   │   └── RateLimited         this key asks too often (429)
     │   ├── WorkerLost              the process that ran the model died
     │   ├── JobNotFound             the broker has no such job, or not any more
     │   ├── JobNotReady             the job has no answer yet
@@ -89,6 +90,7 @@ __all__ = [
     "NetworkUnreachable",
     "Overloaded",
     "PrecisionRefused",
+    "RateLimited",
     "ReferenceMissing",
     "RemoteError",
     "RequestRejected",
@@ -309,6 +311,12 @@ class Overloaded(RemoteError):
     """The broker cannot take this request now."""
 
     code = "overloaded"
+
+
+class RateLimited(Overloaded):
+    """This key makes more requests than it may."""
+
+    code = "rate_limited"
 
 
 class WorkerLost(RemoteError):

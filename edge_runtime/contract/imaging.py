@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,15 @@ from edge_runtime.contract.errors import (
     ImageUnreadable,
 )
 
-__all__ = ["ACCEPTED_MEDIA_TYPES", "JPEG_TOLERANCE", "decode_image", "sniff_media_type"]
+__all__ = [
+    "ACCEPTED_MEDIA_TYPES",
+    "JPEG_TOLERANCE",
+    "Decoded",
+    "JpegDecoder",
+    "decode_image",
+    "decode_scaled",
+    "sniff_media_type",
+]
 
 ACCEPTED_MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
 
@@ -33,6 +43,21 @@ PNG and lossless WebP decode alike everywhere. Decoders differ in the inverse DC
 10918-1 leaves its rounding free) and in chroma upsampling; the reference is libjpeg-turbo
 with the accurate integer DCT and fancy upsampling, which is Pillow's and Chromium's.
 """
+
+JpegDecoder = Callable[[bytes, int], NDArray[np.uint8] | None]
+"""Decodes a JPEG scaled down by 1, 2, 4 or 8 to RGB ``[ceil(H/f), ceil(W/f), 3]``, as it is
+stored; None where it cannot. Its pixels must be those of Pillow's decoder."""
+
+
+class Decoded(NamedTuple):
+    """An image that may have been scaled down while it was decoded."""
+
+    pixels: NDArray[np.uint8]
+    """RGB, upright."""
+    height: int
+    """Of the upright original image."""
+    width: int
+
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _MAGIC = (
@@ -62,6 +87,17 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
         ImageAnimated: more than one frame.
         ImageModeUnsupported: CMYK, 16 bits a channel, or translucent pixels.
     """
+    return decode_scaled(data, _unscaled).pixels
+
+
+def decode_scaled(
+    data: bytes, factor_of: Callable[[int, int], int], jpeg: JpegDecoder | None = None
+) -> Decoded:
+    """``decode_image``, where a JPEG is scaled down by its decoder, in the frequency domain.
+
+    ``factor_of`` gives the factor (1, 2, 4 or 8) for height and width of the upright image;
+    other formats are not scaled. ``jpeg``: decodes in Pillow's stead. Raises the same errors.
+    """
     if len(data) > limits.MAX_IMAGE_BYTES:
         raise ImageTooLarge(
             f"the image has {len(data)} bytes, more than {limits.MAX_IMAGE_BYTES}: "
@@ -81,7 +117,50 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
             f"the image header is corrupt ({type(error).__name__}): encode the image anew"
         ) from None
     with picture:
-        return _to_rgb(picture)
+        _check_header(picture)
+        width, height = picture.size
+        if picture.format not in ("JPEG", "MPO"):
+            return Decoded(_to_rgb(picture), *_upright_size(picture, height, width))
+        height, width = _upright_size(picture, height, width)
+        factor = factor_of(height, width)
+        pixels = None if jpeg is None else jpeg(data, factor)
+        if pixels is not None and pixels.shape == _scaled_shape(picture, factor):
+            return Decoded(_turned(pixels, _orientation(picture)), height, width)
+        if factor > 1:
+            picture.draft(None, (picture.width // factor, picture.height // factor))
+        return Decoded(_to_rgb(picture), height, width)
+
+
+def _unscaled(_height: int, _width: int) -> int:
+    return 1
+
+
+def _scaled_shape(picture: Image.Image, factor: int) -> tuple[int, int, int]:
+    return -(-picture.height // factor), -(-picture.width // factor), 3
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF orientation (tag 0x0112), 1 to 8; a broken EXIF block counts as upright."""
+    try:
+        value = picture.getexif().get(0x0112, 1)
+    except Exception:  # as in _upright
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright_size(picture: Image.Image, height: int, width: int) -> tuple[int, int]:
+    return (width, height) if _orientation(picture) >= 5 else (height, width)
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """What ``ImageOps.exif_transpose`` does, on an array ``[H, W, 3]``."""
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _too_many_pixels() -> ImageTooLarge:
@@ -91,7 +170,8 @@ def _too_many_pixels() -> ImageTooLarge:
     )
 
 
-def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+def _check_header(picture: Image.Image) -> None:
+    """Everything that is refused before a pixel is decoded."""
     width, height = picture.size
     if (
         width * height > limits.MAX_IMAGE_PIXELS
@@ -110,6 +190,9 @@ def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
         raise ImageModeUnsupported(
             "the image has 16 bits a channel: convert it to 8-bit sRGB first"
         )
+
+
+def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
     try:
         picture.load()
     except Exception as error:  # OSError, SyntaxError, struct.error, zlib.error ...

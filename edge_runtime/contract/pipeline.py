@@ -45,16 +45,22 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     nobody knows the original."""
 
 
-def prepare_image(record: Preprocess, spec: TensorSpec, rgb: NDArray[np.uint8]) -> Prepared:
-    """Pre-process uint8 RGB ``[H, W, 3]`` for the input ``spec``.
+def prepare_image(
+    record: Preprocess,
+    spec: TensorSpec,
+    rgb: NDArray[np.uint8],
+    original: tuple[int, int] | None = None,
+) -> Prepared:
+    """Pre-process uint8 RGB ``[H, W, 3]`` for the input ``spec``; ``original`` as ``apply_uint8``.
 
     An input of uint8 gets pixels (its model holds the normalization), another one the
     normalized float32. Raises ``ImageTooLarge``, or ``TensorError`` when the record does not
     lead to ``spec``.
     """
-    step = preprocess.apply_uint8 if spec.dtype == "uint8" else preprocess.apply
-    array = pack_image(step(record, rgb), spec)
-    geometry = geometry_of(record, rgb.shape[0], rgb.shape[1])
+    pixels = preprocess.apply_uint8(record, rgb, original)
+    steps = pixels if spec.dtype == "uint8" else preprocess.normalize(record, pixels)
+    array = pack_image(steps, spec)
+    geometry = geometry_of(record, *(original or rgb.shape[:2]))
     height, width = record.size
     seen = geometry.boxes_to_original(np.array([[0.0, 0.0, width, height]]))[0]
     x_min, y_min, x_max, y_max = (float(edge) for edge in seen)

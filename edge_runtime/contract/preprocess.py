@@ -34,8 +34,10 @@ __all__ = [
     "ResizeShorterSide",
     "apply",
     "apply_uint8",
+    "decode_factor",
     "named",
     "normalization_table",
+    "normalize",
 ]
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=8192)]
@@ -88,6 +90,9 @@ class Preprocess(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     flip_horizontal: bool = False
     color: Literal["RGB", "BGR", "GRAY"] = "RGB"
     normalization: Normalization
+    decode: Literal["scaled"] | msgspec.UnsetType = msgspec.UNSET
+    """``scaled``: whoever decodes a JPEG for this model alone may have the decoder scale it down
+    by ``decode_factor``, which changes pixels within stated bounds. Unset: exact pixels only."""
 
     @property
     def channels(self) -> int:
@@ -136,22 +141,46 @@ def normalization_table(record: Normalization) -> NDArray[np.float32]:
     return np.stack(rows).astype(np.float32)
 
 
-def apply_uint8(record: Preprocess, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def decode_factor(record: Preprocess, height: int, width: int) -> int:
+    """By how much a JPEG of an upright ``height`` x ``width`` may be scaled while it is decoded.
+
+    The largest of 8, 4, 2 and 1 that leaves no side shorter than after the resize; 1 unless the
+    record says ``decode = "scaled"``.
+    """
+    if record.decode is msgspec.UNSET:
+        return 1
+    wanted_height, wanted_width = _resized(record, height, width)
+    for factor in (8, 4, 2):
+        if -(-height // factor) >= wanted_height and -(-width // factor) >= wanted_width:
+            return factor
+    return 1
+
+
+def _resized(record: Preprocess, height: int, width: int) -> tuple[int, int]:
+    if isinstance(record.resize, ResizeExact):
+        return record.resize.height, record.resize.width
+    return shorter_side_size(height, width, record.resize.size)
+
+
+def apply_uint8(
+    record: Preprocess, rgb: NDArray[np.uint8], original: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """All steps but the last: uint8 RGB ``[H, W, 3]`` to uint8 ``[h, w, channels]``.
 
+    ``original``: height and width of the upright image where ``rgb`` was scaled while it was
+    decoded; the steps then follow the ratio of the original.
     Raises ``ImageTooLarge`` for a strip longer than ``limits.MAX_ASPECT_RATIO`` times its
     width, where the resize keeps the ratio.
     """
-    if isinstance(record.resize, ResizeExact):
-        height, width = record.resize.height, record.resize.width
-    else:
-        height, width = rgb.shape[:2]
-        if max(height, width) > limits.MAX_ASPECT_RATIO * min(height, width):
-            raise ImageTooLarge(
-                f"the image is more than {limits.MAX_ASPECT_RATIO} times as long as it is wide: "
-                "crop it first"
-            )
-        height, width = shorter_side_size(height, width, record.resize.size)
+    height, width = original or rgb.shape[:2]
+    if isinstance(record.resize, ResizeShorterSide) and max(
+        height, width
+    ) > limits.MAX_ASPECT_RATIO * min(height, width):
+        raise ImageTooLarge(
+            f"the image is more than {limits.MAX_ASPECT_RATIO} times as long as it is wide: "
+            "crop it first"
+        )
+    height, width = _resized(record, height, width)
     image = resize(rgb, height, width, record.resize.algorithm)
     if record.crop is not None:
         top = round_half_even(height - record.crop.height)
@@ -175,7 +204,11 @@ def _luma(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def apply(record: Preprocess, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 RGB ``[H, W, 3]`` to float32 ``[h, w, channels]``, ready for ``pack_image``."""
-    image = apply_uint8(record, rgb)
+    return normalize(record, apply_uint8(record, rgb))
+
+
+def normalize(record: Preprocess, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The last step: uint8 ``[h, w, channels]`` to float32 of the same shape."""
     table = normalization_table(record.normalization)
     return np.stack(
         [table[channel][image[:, :, channel]] for channel in range(image.shape[2])], axis=2

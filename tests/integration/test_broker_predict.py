@@ -165,6 +165,8 @@ async def test_models_are_listed_with_what_a_device_must_check(broker: RunningBr
         "labels_sha256": labels_digest(LABELS),
         "task": "classification",
         "classes": 5,
+        "runtime": "eager",
+        "precision": "fp32",
     }
 
 

@@ -95,6 +95,19 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if parent_of(int(folder.name)) == pid:
+                found.append(int(folder.name))
+    return found
+
+
 def wait_until_gone(pid: int, limit_s: float) -> bool:
     end_s = time.monotonic() + limit_s
     while time.monotonic() < end_s:

@@ -39,6 +39,12 @@ class SleepExecutor:
         label = body.decode("latin-1")
         return EncodedAnswer(predictions=(Prediction(index=0, label=label, score=1.0),))
 
+    async def load(self, model: ModelKey) -> None:
+        pass
+
+    async def unload(self, model: ModelKey) -> None:
+        pass
+
     def ready_in_s(self) -> float:
         return 0.0
 

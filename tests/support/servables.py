@@ -55,6 +55,61 @@ def tiny_net(seed: int = 0, *, layout: Literal["NCHW", "NHWC"] = "NCHW") -> Any:
         return TinyNet().eval()
 
 
+def crashing_net() -> Any:
+    """``tiny_net``, but an all-black image ends the process with SIGFPE.
+
+    The smallest integer divided by -1 has no value in 32 bits; torch's kernel does not check.
+    """
+    import torch
+
+    class CrashingNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+
+        def forward(self, images: Any) -> Any:
+            black = images.amax((1, 2, 3)) <= -1.0
+            above = torch.where(black, torch.iinfo(torch.int32).min, 1).to(torch.int32)
+            below = torch.where(black, -1, 1).to(torch.int32)
+            one = torch.div(above, below, rounding_mode="trunc")
+            return self.inner(images) + (one - 1)[:, None].to(torch.float32)
+
+    return CrashingNet().eval()
+
+
+def greedy_net() -> Any:
+    """``tiny_net``, but one image asks for 1 MiB of memory, two for 256, four for 64 GiB."""
+    import torch
+
+    class GreedyNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+
+        def forward(self, images: Any) -> Any:
+            scores = self.inner(images)
+            unused = scores.new_empty((images.shape[0] ** 8, 2**18))
+            return scores + 0.0 * unused.shape[0]
+
+    return GreedyNet().eval()
+
+
+def heavy_net() -> Any:
+    """``tiny_net`` with 50 MiB of weights beside it."""
+    import torch
+
+    class HeavyNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+            self.weights = torch.nn.Parameter(torch.zeros(5, 50 * 2**20 // 20))
+
+        def forward(self, images: Any) -> Any:
+            return self.inner(images) + self.weights.mean(1)
+
+    return HeavyNet().eval()
+
+
 def write_servable(
     target: Path,
     module: Any,

@@ -11,6 +11,7 @@ import pytest
     [
         ("broker.server", ["torch", "tensorflow", "coremltools", "converters"]),
         ("broker.executors.worker_process", ["torch", "aiohttp", "prometheus_client"]),
+        ("broker.executors.zygote", ["torch", "aiohttp", "numpy"]),
         ("broker.cli", ["torch", "aiohttp", "numpy", "PIL"]),
     ],
 )

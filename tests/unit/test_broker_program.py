@@ -102,16 +102,16 @@ def test_signs_of_life_come_after_each_image_after_the_model_and_after_each_answ
 def test_an_unforeseen_failure_costs_one_image_and_names_nothing(
     program: TorchProgram, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    from edge_runtime.contract.imaging import decode_image
+    from edge_runtime.contract.imaging import decode_scaled
 
     poison = images.png(1)
 
-    def failing(data: bytes):
+    def failing(data: bytes, *others):
         if data == poison:
             raise ZeroDivisionError("/secret/path")
-        return decode_image(data)
+        return decode_scaled(data, *others)
 
-    monkeypatch.setattr("broker.executors.program.decode_image", failing)
+    monkeypatch.setattr("broker.executors.program.decode_scaled", failing)
     good, bad = program.run([BatchItem(images.png(0)), BatchItem(poison)])
     assert not isinstance(good, e.NearfarError)
     assert isinstance(bad, e.BrokerFault)
@@ -123,7 +123,7 @@ def test_a_program_moves_to_its_device_with_all_its_constants(tmp_path: Path):
     """On torch's meta device, which every machine has: a tensor left behind would not mix."""
     import torch
 
-    from broker.executors.program import _on_device
+    from broker.executors.runtimes.eager import TorchRuntime
 
     class WithConstant(torch.nn.Module):
         def forward(self, batch):
@@ -132,7 +132,7 @@ def test_a_program_moves_to_its_device_with_all_its_constants(tmp_path: Path):
 
     folder = write_servable(tmp_path / "tiny", WithConstant().eval())
     exported = torch.export.load(folder / "model.pt2")
-    module = _on_device(exported, "meta")
-    answer = module(torch.zeros(3, 3, 32, 32, device="meta"))
+    runtime = TorchRuntime(exported, "meta", "fp32")
+    answer = runtime._module(torch.zeros(3, 3, 32, 32, device="meta"))
     assert answer.device.type == "meta"
     assert tuple(answer.shape) == (3, 5)

@@ -11,6 +11,7 @@ from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
     PICTURE_HEADERS,
+    PRIORITY_HEADER,
     QUEUE_DELAY_HEADER,
     REQUEST_ID_HEADER,
     SERVER_TIMING_HEADER,
@@ -20,7 +21,7 @@ __all__ = ["cross_origin", "origin_headers"]
 
 _ALLOWED_HEADERS = (
     f"Authorization, Content-Encoding, Content-Type, {DEADLINE_HEADER}, {HEADER_LENGTH}, "
-    f"{IDEMPOTENCY_HEADER}, Last-Event-ID, {REQUEST_ID_HEADER}"
+    f"{IDEMPOTENCY_HEADER}, Last-Event-ID, {PRIORITY_HEADER}, {REQUEST_ID_HEADER}"
 )
 _EXPOSED_HEADERS = ", ".join(
     (

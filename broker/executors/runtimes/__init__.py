@@ -1,0 +1,1 @@
+"""What runs a model's arithmetic: PyTorch as it is, compiled, or OpenVINO."""

@@ -1,0 +1,139 @@
+"""Which runtime and precision a model gets, and the proof that they compute the same."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.executors.base import Precision, RuntimeName
+from broker.executors.runtimes.base import (
+    Affine,
+    ModelRuntime,
+    OutOfMemory,
+    cpu_has_amx,
+    first_line,
+)
+from broker.executors.runtimes.eager import TorchRuntime
+from broker.executors.runtimes.openvino import OpenVinoRuntime
+from edge_runtime.contract.errors import InferenceError, ModelLoadError, NearfarError
+from edge_runtime.contract.tensors import TensorSpec
+
+__all__ = ["LEAST_SQNR_DB", "choose_runtime", "sqnr_db"]
+
+_LOG = logging.getLogger(__name__)
+
+LEAST_SQNR_DB: Final = 20.0
+"""Of each output on each trial input, against fp32: noise at a tenth of the signal."""
+_TRIALS: Final = 4
+_MOST_DB: Final = 200.0
+
+
+def choose_runtime(
+    exported: Any,
+    spec: TensorSpec,
+    affine: Affine | None,
+    device: str,
+    *,
+    runtime: RuntimeName = "auto",
+    precision: Precision = "auto",
+    threads: int = 1,
+) -> ModelRuntime:
+    """The runtime that was asked for, checked against PyTorch in fp32 on trial inputs.
+
+    ``auto``: PyTorch operator by operator, in bf16 where the device multiplies it faster
+    (AMX, CUDA), and in fp32 where that misses the bound: a warning in the log says so. What
+    was asked for by name and misses it raises ``ModelLoadError``; so does what cannot be
+    made. Raises ``BackendUnavailable`` as well.
+    """
+    eager = TorchRuntime(exported, device, "fp32")
+    kind = "eager" if runtime == "auto" else runtime
+    wanted = _fast_precision(device) if precision == "auto" else precision
+    if (kind, wanted) == ("eager", "fp32"):
+        return eager
+    makers: dict[str, Callable[[], ModelRuntime]] = {
+        "eager": lambda: TorchRuntime(exported, device, wanted),
+        "compile": lambda: TorchRuntime(exported, device, wanted, compiled=True),
+        "openvino": lambda: OpenVinoRuntime(exported, wanted, threads),
+    }
+    if kind == "openvino" and device != "cpu":
+        raise ModelLoadError("the runtime openvino is for the CPU: pass --device cpu")
+    try:
+        made = makers[kind]()
+        found_db = _compare(made, eager, spec, affine)
+        if found_db < LEAST_SQNR_DB:
+            raise ModelLoadError(
+                f"{kind} in {wanted} is {found_db:.1f} dB off fp32, less than "
+                f"{LEAST_SQNR_DB:g}: pass --precision fp32"
+            )
+    except NearfarError as error:
+        if runtime != "auto" or precision != "auto":
+            raise
+        _LOG.warning("fp32 instead of %s: %s", wanted, error.detail)
+        return eager
+    eager.free()
+    return _Measured(made, found_db)
+
+
+class _Measured:
+    """A runtime that says how close to fp32 it was."""
+
+    def __init__(self, inner: ModelRuntime, found_db: float) -> None:
+        self.info = msgspec.structs.replace(inner.info, sqnr_db=round(found_db, 1))
+        self.forward = inner.forward
+        self.free = inner.free
+
+
+def _fast_precision(device: str) -> Precision:
+    if device == "cuda":
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if cpu_has_amx() else "fp32"
+
+
+def _compare(
+    made: ModelRuntime, reference: ModelRuntime, spec: TensorSpec, affine: Affine | None
+) -> float:
+    """The lowest SQNR of any output on any trial input, in dB."""
+    lowest = _MOST_DB
+    try:
+        for rows in _trial_inputs(spec, affine):
+            pairs = zip(reference.forward(rows, affine), made.forward(rows, affine), strict=True)
+            lowest = min(lowest, *(sqnr_db(exact, given) for exact, given in pairs))
+    except (InferenceError, OutOfMemory) as error:
+        raise ModelLoadError(
+            f"{made.info.runtime} in {made.info.precision} does not run: {first_line(error)}"
+        ) from None
+    return lowest
+
+
+def _trial_inputs(spec: TensorSpec, affine: Affine | None) -> list[NDArray[np.generic]]:
+    """The same each time: smooth and noisy pixels, or normal numbers."""
+    rng = np.random.default_rng(0)
+    shape = spec.shape[1:]
+    if affine is None and spec.dtype != "uint8":
+        return [rng.standard_normal((1, *shape)).astype(spec.dtype) for _ in range(_TRIALS)]
+    inputs: list[NDArray[np.generic]] = []
+    for trial in range(_TRIALS):
+        noise = rng.normal(0.0, 12.0 * (trial + 1), (2, *shape))
+        ramp = np.linspace(0.0, 255.0, math.prod(shape)).reshape(shape)
+        inputs.append(np.clip(np.roll(ramp, trial * 97) + noise, 0, 255).astype(np.uint8))
+    return inputs
+
+
+def sqnr_db(exact: NDArray[np.generic], given: NDArray[np.generic]) -> float:
+    """``10 log10(sum exact^2 / sum (exact - given)^2)``, from -200 to 200; NaN counts as -200."""
+    reference, other = exact.astype(np.float64), given.astype(np.float64)
+    if reference.shape != other.shape or not np.isfinite(other).all():
+        return -_MOST_DB
+    noise = float(((reference - other) ** 2).sum())
+    signal = float((reference**2).sum())
+    if noise == 0.0:
+        return _MOST_DB
+    return float(np.clip(10.0 * math.log10(max(signal, 1e-300) / noise), -_MOST_DB, _MOST_DB))
