@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 from broker.http.accept import answer_types, negotiate
 from broker.http.answering import check_content
 from broker.http.body import read_body
+from broker.http.callers import spend
 from broker.http.context import SERVICES, TRACE, Services
 from broker.http.errors import error_response
 from broker.http.headers import (
@@ -53,7 +54,10 @@ async def submit_job(request: web.Request) -> web.Response:
     )
     key = parse_idempotency_key(single_header(request, IDEMPOTENCY_HEADER))
     job = services.jobs.known(tenant, key, spec, request.content_length)
+    trace = request[TRACE]
+    trace.model = servable.key  # a refusal says when to come back
     if job is None:
+        spend(services, trace)
         with services.jobs.uploading(tenant, bound_bytes):
             await send_continue(request)
             body = await read_body(
@@ -63,9 +67,10 @@ async def submit_job(request: web.Request) -> web.Response:
                 deadline_s=asyncio.get_running_loop().time() + limits.MAX_BODY_MS / 1e3,
             )
             services.telemetry.body_read(len(body))
-            request[TRACE].upload_bytes = len(body)
+            trace.upload_bytes = len(body)
             check_content(body, media_type)
             job = await services.jobs.add(tenant, key, spec, body)
+    trace.model = None  # nothing ran yet: no inference to count
     return _shown(services, job, status=202)
 
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Final
 from uuid import uuid4
@@ -51,6 +51,7 @@ from edge_runtime.seed import Seed
 __all__ = ["JobBook"]
 
 _log = logging.getLogger(__name__)
+_FAREWELL_S: Final = 1.0
 _CLOSED: Final = "this EdgeRuntime is being closed"
 
 
@@ -63,6 +64,7 @@ class JobBook:
         self._store = JobStore(folder)
         self._lock = threading.RLock()
         self._entries: dict[str, Entry] = {}
+        self._withdrawals: set[Future[None]] = set()
         self._held = Held(engine, start=self._start, expire=self._expire)
         self._closed = False
 
@@ -147,7 +149,10 @@ class JobBook:
         self._store.remove(core.status.id)
 
     def close(self) -> None:
-        """End every wait; jobs in the state folder, and at the broker, go on later."""
+        """End every wait; jobs in the state folder, and at the broker, go on later.
+
+        The broker is still told of what was canceled, if it can be told within a second.
+        """
         self._held.close()
         with self._lock:
             self._closed = True
@@ -156,6 +161,7 @@ class JobBook:
             if entry.ticket is not None:
                 entry.ticket.future.cancel()
             entry.core.fail(NetworkUnreachable(f"{_CLOSED}: the job was not waited for"))
+        wait(tuple(self._withdrawals), _FAREWELL_S)
 
     # Beginnings ---------------------------------------------------------------------------
 
@@ -379,9 +385,11 @@ class JobBook:
             return
         uplink = way.pick(entry.record.broker)
         try:
-            uplink.spawn(cloud.withdraw())
+            withdrawal = uplink.spawn(cloud.withdraw())
         except NearfarError:
             return  # being closed: the broker forgets it in its own time
+        self._withdrawals.add(withdrawal)
+        withdrawal.add_done_callback(self._withdrawals.discard)
 
     def _give(
         self,

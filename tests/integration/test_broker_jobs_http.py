@@ -217,6 +217,19 @@ async def test_jobs_belong_to_the_tenant_of_their_key(tmp_path: Path):
         assert reply.status == 200
 
 
+async def test_jobs_cannot_get_around_the_rate_of_a_key(tmp_path: Path):
+    file = KeyFile(tmp_path / "keys.json")
+    key = file.add("a", rate_per_s=0.01, burst=1)[1]
+    async with broker_here(shared_servable(), keys=str(file.path)) as own:
+        sent = {"Authorization": f"Bearer {key}", "Idempotency_Key": "one"}
+        job = (await submit(own.url, **sent)).json["id"]
+        assert (await submit(own.url, **sent)).json["id"] == job  # the same job costs nothing
+        reply = await submit(own.url, **sent | {"Idempotency_Key": "two"})
+        assert (reply.status, reply.code) == (429, "rate_limited")
+        assert int(reply.headers["Retry-After"]) > 1
+        assert len(own.services.jobs._by_id) == 1
+
+
 async def test_a_shutdown_ends_event_streams_and_keeps_the_job(tmp_path: Path):
     settings = {"jobs": str(tmp_path / "jobs"), "drain_timeout_s": 0.3}
     async with aiohttp.ClientSession() as session:

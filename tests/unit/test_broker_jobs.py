@@ -278,6 +278,14 @@ async def test_a_job_that_ends_its_broker_each_time_is_given_up(tmp_path: Path):
         assert (job.state, job.failure.code) == ("failed", "worker_lost")
 
 
+async def test_what_is_deleted_leaves_the_file_too(tmp_path: Path):
+    async with running(Runner(), tmp_path) as jobs:
+        job = await jobs.add("a", None, SPEC, bytes(4 << 20))
+        await ended(job)
+        await jobs.cancel(job)
+    assert (tmp_path / JOURNAL_NAME).stat().st_size < 100_000
+
+
 async def test_two_brokers_do_not_share_a_folder(tmp_path: Path):
     async with running(Runner(), tmp_path):
         with pytest.raises(ConfigError, match="one for each broker"):
