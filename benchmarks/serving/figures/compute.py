@@ -29,7 +29,7 @@ def measure(bench: Bench) -> Finding:
     rows: list[Row] = []
     photo_path = bench.folder / "photo.jpg"
     photo_path.write_bytes(bench.photo)
-    for number in range(max(bench.rounds, 2)):
+    for number in range(bench.rounds):
         for name in ("bare loop", *bench.servers(tuned=False)):
             if name == "bare loop":
                 command = [sys.executable, "-m", "benchmarks.serving.figures.compute"]

@@ -25,7 +25,7 @@ ALLOWED_WEIGHT_ERROR = 0.05
 def deadlines(bench: Bench) -> Finding:
     """Each class of deadlines against its fair share of the device."""
     work = Work(kind="sleep", deadline_ms=LONG_MS, fixed_ms=80, image_ms=20, servable=bench.trivial)
-    seconds = 20.0 if bench.quick else 30.0
+    seconds = 18.0 if bench.quick else 30.0
     classes = (("short", SHORT_MS, SHORT_SHARE), ("long", LONG_MS, 1.0 - SHORT_SHARE))
     rows: list[Row] = []
     for number in range(bench.rounds):
