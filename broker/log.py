@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -66,12 +67,18 @@ class _JsonLines(logging.Formatter):
 
 def _plain(text: str) -> str:
     """Without lone surrogates, which no UTF-8 writer takes."""
+    if text.isascii():
+        return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _utc(created_s: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(created_s))
-    return f"{whole}.{int(created_s % 1 * 1000):03d}Z"
+    return f"{_second(int(created_s))}.{int(created_s % 1 * 1000):03d}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(whole_s: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole_s))
 
 
 def _without_client_noise(record: logging.LogRecord) -> bool:

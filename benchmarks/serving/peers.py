@@ -21,18 +21,21 @@ _FOLDER: Final = Path(__file__).parents[2] / "build" / "peers"
 PEERS: Final[dict[str, tuple[str, ...]]] = {
     "fastapi": ("fastapi", "uvicorn[standard]"),
     "litserve": ("litserve==0.2.19", "python-multipart"),
+    "pytriton": ("nvidia-pytriton==0.7.0",),
 }
 """What to install. LitServe needs python-multipart and does not name it."""
 
 CONFIGURATIONS: Final[dict[str, tuple[str, ...]]] = {
     "fastapi": ("fastapi",),
     "litserve": ("litserve", "litserve tuned"),
+    "pytriton": ("pytriton", "pytriton tuned"),
 }
 """How each is run: as it comes, and where it has settings for overload with those set."""
 
 _SHOWN: Final = {
     "fastapi": ("fastapi", "uvicorn"),
     "litserve": ("litserve",),
+    "pytriton": ("nvidia-pytriton",),
 }
 
 
@@ -53,6 +56,18 @@ def installed_versions(server: str) -> dict[str, str]:
     return found
 
 
+_RECURSION_COUNT: Final = """
+
+import threading as _threading
+from multiprocessing import resource_tracker as _tracker
+
+if not hasattr(_threading.RLock(), "_recursion_count"):
+    _tracker._resource_tracker._lock = _threading._PyRLock()
+"""
+"""Triton's Python stub brings an interpreter that is older than the standard library it finds,
+whose resource tracker asks its lock for a method that came later: it would never be ready."""
+
+
 def _make(server: str) -> None:
     target = _FOLDER / server
     uv = [sys.executable, "-m", "uv"]
@@ -65,6 +80,9 @@ def _make(server: str) -> None:
     subprocess.run(
         [*uv, "pip", "install", "-q", "--python", str(python), *PEERS[server]], check=True
     )
+    if server == "pytriton":
+        with (Path(packages) / "pytriton" / "proxy" / "data.py").open("a") as file:
+            file.write(_RECURSION_COUNT)
 
 
 def main() -> None:

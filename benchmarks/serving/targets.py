@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from benchmarks.serving import models
 from benchmarks.serving.device import DEVICE_VARIABLE
 from benchmarks.serving.load import Kind
 from benchmarks.serving.peers import environment_of
@@ -94,6 +97,14 @@ def _form(
             return f"/v2/models/{target.model}/infer", headers, body
         headers["Content-Type"] = "image/jpeg"
         return f"/v1/models/{target.model}:predict", headers, body
+    if server == "pytriton":
+        counted = struct.pack("<I", len(body)) + body
+        asked = {"inputs": [{"name": "content", "shape": [1, 1], "datatype": "BYTES",
+                             "parameters": {"binary_data_size": len(counted)}}]}  # fmt: skip
+        said = json.dumps(asked).encode()
+        headers = {"Content-Type": "application/octet-stream"}
+        headers["Inference-Header-Content-Length"] = str(len(said))
+        return "/v2/models/m/infer", headers, said + counted
     if server == "litserve":
         opening = (
             f"--{_BOUNDARY}\r\nContent-Disposition: form-data; "
@@ -176,8 +187,9 @@ def _peer(name: str, work: Work, folder: Path) -> Iterator[Target]:
     command.append(msgspec.json.encode(work).decode())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"}
     with _running(command, environment, folder / "log", cwd=folder) as process:
-        _await_port(port, process, folder / "log")
-        yield Target(name, port, process.pid, work, folder, {})
+        target = Target(name, port, process.pid, work, folder, {})
+        _await_answer(target, process, folder / "log")
+        yield target
 
 
 @contextlib.contextmanager
@@ -210,12 +222,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await_port(port: int, process: subprocess.Popen[str], log_path: Path) -> None:
+def _await_answer(target: Target, process: subprocess.Popen[str], log_path: Path) -> None:
+    """Return once a request is answered: some listen long before their model is there."""
+    body = models.tensor() if target.work.tensor else models.photo()
+    path, headers, framed = _form(target, body, target.work.deadline_ms, "")
     end_s = time.monotonic() + _START_S
-    while time.monotonic() < end_s:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-            return
-        time.sleep(0.1)
-    raise SystemExit(f"a peer did not start:\n{log_path.read_text()[-2000:]}")
+    while time.monotonic() < end_s and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=10)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("POST", path, framed, headers)
+            if connection.getresponse().status == 200:
+                connection.close()
+                return
+        connection.close()
+        time.sleep(0.2)
+    raise SystemExit(f"{target.name} did not start:\n{log_path.read_text()[-2000:]}")

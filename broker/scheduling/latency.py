@@ -78,12 +78,17 @@ class LatencyModel:
         self._sizes: list[int] = []
         self._cells: dict[int, _Cell] = {}
         self._last_observed_s = -math.inf
+        # Asked for several times a request, changed once a batch.
+        self._means: dict[int, float] = {}
+        self._highs: dict[int, float] = {}
 
     def observe(self, batch: int, duration_ms: float, now_s: float) -> None:
         """A batch of this size took so long, and ended now."""
         if batch < 1 or not 0.0 <= duration_ms < math.inf:
             raise ValueError(f"no batch: {batch} images in {duration_ms} ms")
         self._last_observed_s = now_s
+        self._means.clear()
+        self._highs.clear()
         if batch in self._cells:
             self._cells[batch].observe(duration_ms)
             return
@@ -105,14 +110,22 @@ class LatencyModel:
             cell.high.observe(duration_ms)
         cell.mean_ms = mean_ms
         insort(self._sizes, batch)
+        self._means.clear()
+        self._highs.clear()
 
     def mean_ms(self, batch: int) -> float:
         """What a batch of this size takes on average; 0 when nothing ran yet."""
-        return self._estimate(batch, lambda cell: cell.mean_ms)
+        known = self._means.get(batch)
+        if known is None:
+            known = self._means[batch] = self._estimate(batch, lambda cell: cell.mean_ms)
+        return known
 
     def high_ms(self, batch: int) -> float:
         """What it takes in 95 of 100 runs; 0 when nothing ran yet."""
-        return self._estimate(batch, lambda cell: cell.high_ms)
+        known = self._highs.get(batch)
+        if known is None:
+            known = self._highs[batch] = self._estimate(batch, lambda cell: cell.high_ms)
+        return known
 
     def drain_ms(self, images: int, max_batch: int) -> float:
         """The mean time to run so many images in batches as full as can be."""

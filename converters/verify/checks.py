@@ -37,6 +37,8 @@ __all__ = [
 _GOLDEN_MIN_DB = 60.0
 _P_VALUE = 0.01
 _PROBE_MARGIN_DB = 3.0
+_PROBE_LEAST_DB = 5.0
+"""A file that is off by more than half of the signal answers like nothing."""
 _SWAPPED = "red and blue swapped"
 
 
@@ -245,7 +247,7 @@ def probe_findings(names: list[str], probe_db: list[float], own: int | None) -> 
     """
     base = probe_db[own] if own is not None else probe_db[0]
     best = max(range(len(names)), key=lambda number: probe_db[number])
-    if best == own or probe_db[best] <= base + _PROBE_MARGIN_DB:
+    if best == own or probe_db[best] <= max(base + _PROBE_MARGIN_DB, _PROBE_LEAST_DB):
         return []
     swapped = names[best] == _SWAPPED
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -11,6 +11,7 @@ from broker.scheduling.shares import Flow, Shares
 
 TENANTS = st.sampled_from("abc")
 LEFT_MS = st.sampled_from((50.0, 200.0, 600.0, 3000.0))
+FEW = settings(max_examples=10, deadline=None)  # each is a long run of its own
 WORK_MS = st.floats(min_value=0.1, max_value=50.0)
 
 
@@ -56,6 +57,7 @@ class AccountAgainstWaiting(RuleBasedStateMachine):
 
 
 TestAccountAgainstWaiting = AccountAgainstWaiting.TestCase
+TestAccountAgainstWaiting.settings = settings(max_examples=50, deadline=None)
 
 
 def _saturate(
@@ -86,6 +88,7 @@ def _saturate(
     return admitted
 
 
+@FEW
 @given(st.lists(st.sampled_from((0.5, 1.0, 2.0, 4.0)), min_size=2, max_size=5))
 def test_saturating_tenants_get_their_weights(weights: list[float]) -> None:
     flows = {(f"t{n}", 800.0): (weight, 8) for n, weight in enumerate(weights)}
@@ -96,6 +99,7 @@ def test_saturating_tenants_get_their_weights(weights: list[float]) -> None:
         assert count / total == pytest.approx(due, rel=0.05)
 
 
+@FEW
 @given(st.integers(1, 6), st.integers(4, 12))
 def test_deadlines_of_one_tenant_are_answered_as_often_as_they_are_asked(
     short: int, long: int
@@ -105,6 +109,7 @@ def test_deadlines_of_one_tenant_are_answered_as_often_as_they_are_asked(
     assert share == pytest.approx(short / (short + long), rel=0.1)
 
 
+@FEW
 @given(st.integers(4, 40))
 def test_whoever_asks_for_less_than_a_share_is_never_refused_for_others(asks: int) -> None:
     flows = {("modest", 400.0): (1.0, 1), ("greedy", 400.0): (1.0, asks)}

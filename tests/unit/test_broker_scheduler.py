@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from random import Random
 
 import pytest
 
 from broker.executors.base import BatchItem
 from broker.models.servable import ModelKey
 from broker.scheduling.scheduler import Scheduler
+from broker.scheduling.ticket import Caller
 from broker.telemetry import Telemetry
 from edge_runtime.contract.errors import (
     BrokerFault,
@@ -22,6 +24,7 @@ from tests.support.executors import SleepExecutor
 
 A = ModelKey("a", "1")
 B = ModelKey("b", "1")
+ANYBODY = Caller()
 
 
 @contextlib.asynccontextmanager
@@ -40,10 +43,15 @@ async def running(
 
 
 async def ask(
-    scheduler: Scheduler, image: bytes, *, left_s: float = 5.0, model: ModelKey = A
+    scheduler: Scheduler,
+    image: bytes,
+    *,
+    left_s: float = 5.0,
+    model: ModelKey = A,
+    caller: Caller = ANYBODY,
 ) -> str:
     deadline_s = asyncio.get_running_loop().time() + left_s
-    with scheduler.admitted(model, deadline_s, len(image)) as ticket:
+    with scheduler.admitted(model, deadline_s, len(image), caller=caller) as ticket:
         answer = await scheduler.submit(ticket, BatchItem(image))
         assert answer.encoded.predictions is not None
         return answer.encoded.predictions[0].label
@@ -170,6 +178,89 @@ async def test_bytes_in_flight_are_bounded(monkeypatch: pytest.MonkeyPatch):
             pass
         with scheduler.admitted(A, deadline_s, 100):
             pass  # the place of the first one is free again
+
+
+async def test_a_higher_class_goes_first_whatever_its_deadline():
+    executor = SleepExecutor()
+    async with running(executor, max_batch=1) as scheduler:
+        executor.gate.clear()
+        asks = [asyncio.create_task(ask(scheduler, b"first", left_s=9))]
+        await until(lambda: executor.batches)
+        for image, left_s, priority in (
+            (b"background", 3, 3),
+            (b"normal late", 8, 2),
+            (b"normal soon", 4, 2),
+            (b"urgent", 9, 1),
+        ):
+            caller = Caller(priority=priority)
+            asks.append(asyncio.create_task(ask(scheduler, image, left_s=left_s, caller=caller)))
+        await until(lambda: scheduler.queued(A) == 4)
+        executor.gate.set()
+        await asyncio.gather(*asks)
+    order = [images[0] for _, images in executor.batches]
+    assert order == [b"first", b"urgent", b"normal soon", b"normal late", b"background"]
+
+
+async def test_one_tenant_leaves_places_in_the_queue_for_others():
+    executor = SleepExecutor()
+    async with running(executor, max_queue=8) as scheduler:
+        executor.gate.clear()
+        greedy, other = Caller("greedy"), Caller("other")
+        asks = [asyncio.create_task(ask(scheduler, b"p", caller=greedy)) for _ in range(6)]
+        await until(lambda: executor.batches and scheduler.queued(A) >= 2)
+        with pytest.raises(Overloaded, match="this tenant"):
+            await ask(scheduler, b"x", caller=greedy)
+        asks.append(asyncio.create_task(ask(scheduler, b"o", caller=other)))
+        await asyncio.sleep(0.01)
+        executor.gate.set()
+        assert (await asyncio.gather(*asks))[-1] == "o"
+
+
+async def test_one_tenant_leaves_bytes_for_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("edge_runtime.contract.limits.MAX_UPLOAD_BYTES_IN_FLIGHT", 100)
+    async with running(SleepExecutor()) as scheduler:
+        deadline_s = asyncio.get_running_loop().time() + 5
+        greedy, other = Caller("greedy"), Caller("other")
+        with scheduler.admitted(A, deadline_s, 75, caller=greedy):
+            with (
+                pytest.raises(Overloaded, match="this tenant"),
+                scheduler.admitted(A, deadline_s, 1, caller=greedy),
+            ):
+                pass
+            with scheduler.admitted(A, deadline_s, 25, caller=other):
+                pass
+        assert scheduler.upload_bytes == 0
+
+
+async def test_whatever_becomes_of_requests_none_is_lost_and_nothing_is_left():
+    executor = SleepExecutor(fixed_ms=2, image_ms=1)
+    random = Random(3)
+    async with running(executor, max_batch=4, max_queue=40) as scheduler:
+
+        async def client(number: int) -> str:
+            await asyncio.sleep(random.random() / 2)
+            caller = Caller(random.choice("abc"), random.choice((1.0, 4.0)), random.randint(1, 3))
+            left_s = random.choice((0.002, 0.02, 0.2))
+            image = b"%d" % number
+            work = ask(scheduler, image, left_s=left_s, model=random.choice((A, B)), caller=caller)
+            try:
+                async with asyncio.timeout(random.choice((0.001, 0.02, left_s))):
+                    assert await work == image.decode()
+            except TimeoutError:
+                return "left"
+            except (DeadlineExceeded, Overloaded) as error:
+                return error.code
+            return "answered"
+
+        ends = await asyncio.gather(*(client(number) for number in range(600)))
+        await until(lambda: scheduler.queued(A) == scheduler.queued(B) == 0)
+        assert scheduler.upload_bytes == 0
+        assert scheduler._shares.backlog_ms() == pytest.approx(0.0, abs=1e-3)
+        assert await ask(scheduler, b"after") == "after"
+    assert set(ends) <= {"answered", "left", "deadline_exceeded", "overloaded"}
+    assert ends.count("answered") > 0
+    ran = [image for _, images in executor.batches for image in images]
+    assert len(ran) == len(set(ran))  # and none ran twice
 
 
 async def test_leaving_gives_the_place_back_and_costs_no_device_time():

@@ -168,6 +168,7 @@ def test_variant_that_answers_better_under_another_record_is_told() -> None:
     names = ["tf", "caffe", "red and blue swapped"]
     assert probe_findings(names, [20.0, 5.0, 8.0], own=0) == []
     assert probe_findings(names, [20.0, 22.9, 8.0], own=0) == [], "within the margin"
+    assert probe_findings(names, [-1.5, 2.8, -3.0], own=0) == [], "it answers like neither"
     (found,) = probe_findings(names, [13.0, 25.0, 8.0], own=0)
     assert found.name == "preprocess-record"
     assert "'caffe'" in found.detail

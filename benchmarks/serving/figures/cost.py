@@ -27,7 +27,7 @@ def measure(bench: Bench) -> Finding:
         tensor=True,
         max_batch=16,
     )
-    seconds = 4.0 if bench.quick else 6.0
+    seconds = 3.0 if bench.quick else 6.0
     rows: list[Row] = []
     for number in range(bench.rounds):
         for name in bench.servers(tuned=False):

@@ -25,7 +25,7 @@ ALLOWED_WEIGHT_ERROR = 0.05
 def deadlines(bench: Bench) -> Finding:
     """Each class of deadlines against its fair share of the device."""
     work = Work(kind="sleep", deadline_ms=LONG_MS, fixed_ms=80, image_ms=20, servable=bench.trivial)
-    seconds = 20.0 if bench.quick else 30.0
+    seconds = 16.0 if bench.quick else 30.0
     classes = (("short", SHORT_MS, SHORT_SHARE), ("long", LONG_MS, 1.0 - SHORT_SHARE))
     rows: list[Row] = []
     for number in range(bench.rounds):
@@ -61,7 +61,7 @@ def deadlines(bench: Bench) -> Finding:
 def weights(bench: Bench) -> Finding:
     """Answers of two tenants against their weights."""
     work = Work(kind="sleep", deadline_ms=SHORT_MS, fixed_ms=20, image_ms=5, servable=bench.trivial)
-    seconds = 15.0 if bench.quick else 30.0
+    seconds = 12.0 if bench.quick else 30.0
     tenants = tuple(Tenant(f"tenant-{weight:g}", weight) for weight in WEIGHTS)
     rows: list[Row] = []
     errors = []

@@ -22,7 +22,7 @@ def measure(bench: Bench) -> Finding:
     work = Work(
         kind="sleep", deadline_ms=DEADLINE_MS, fixed_ms=20, image_ms=5, servable=bench.trivial
     )
-    seconds = 8.0 if bench.quick else 12.0
+    seconds = 7.0 if bench.quick else 12.0
     rows: list[Row] = []
     for number in range(bench.rounds):
         for name in bench.servers(tuned=True):

@@ -26,7 +26,7 @@ RECOVERED = 0.95
 def refusals(bench: Bench) -> Finding:
     """Time to a refusal on the headers, with ``Expect`` and without."""
     work = _work(bench)
-    seconds = 6.0 if bench.quick else 12.0
+    seconds = 4.0 if bench.quick else 12.0
     rows: list[Row] = []
     passed = {}
     for expect in (True, False):
@@ -68,7 +68,7 @@ def recovery(bench: Bench) -> Finding:
     low = LATER_LOAD * work.capacity_per_s
     rows: list[Row] = []
     shares, before = [], []
-    for number in range(max(bench.rounds, 2)):
+    for number in range(bench.rounds):
         with bench.server(NEARFAR, work) as target:
             plan = Plan(
                 port=target.port,
