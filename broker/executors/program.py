@@ -105,10 +105,11 @@ class TorchProgram:
         runtime: RuntimeName = "auto",
         precision: Precision = "auto",
         threads: int = 1,
+        known: LoadedModel | None = None,
     ) -> TorchProgram:
         """Load ``model.pt2`` onto ``cpu`` or ``cuda`` and try it on one and two images.
 
-        ``runtime``, ``precision``: see ``choose_runtime``.
+        ``runtime``, ``precision``, ``known``: see ``choose_runtime``.
 
         The file is screened from outside first: torch runs code that a hostile one brings.
         Raises ``BackendUnavailable`` without torch, ``ManifestError`` when the record inside
@@ -140,6 +141,7 @@ class TorchProgram:
                 runtime=runtime,
                 precision=precision,
                 threads=threads,
+                known=known,
             )
             program = cls(servable, chosen, affine, device)
             program._try_out()

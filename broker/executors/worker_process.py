@@ -97,7 +97,7 @@ class Models:
             precision=load.precision,
             threads=load.threads,
         )
-        self._caps = dict(load.caps)
+        self._caps, self._known = dict(load.caps), dict(load.known)
         self._by_key: dict[ModelKey, TorchProgram] = {}
         self.device = pick_device(load.device)
         use_threads(load.threads)
@@ -109,7 +109,7 @@ class Models:
             raise ManifestError(
                 f"{ref.root} changed since the broker verified it: start the broker again"
             )
-        program = self._load_program(servable, self.device)
+        program = self._load_program(servable, self.device, known=self._known.get(servable.key))
         program.cap = self._caps.get(servable.key)
         self._by_key[servable.key] = program
         return servable.key, program.loaded
