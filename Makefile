@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 UV     := 0.13.8
 
-.PHONY: help demo test fast check bench docs clean
+.PHONY: help demo test fast check bench peers docs clean
 
 help:  ## Show this help
 	@echo "nearfar: make TARGET"
@@ -53,6 +53,9 @@ check: $(STAMP)  ## Lint, type-check and check who imports whom
 
 bench: $(STAMP)  ## Run the benchmarks (ratios, JSON under build/bench)
 	$(BIN)/python -m benchmarks
+
+peers: $(STAMP)  ## Make the environments of the servers that the broker is compared with
+	$(BIN)/python -m benchmarks.serving.peers
 
 docs: $(STAMP)  ## Regenerate what docs/ and the README quote from the code
 	$(BIN)/python -m docs.generate

@@ -13,14 +13,14 @@ HERE = Path(__file__).parent
 
 
 def benchmarks() -> dict[str, str]:
-    """Every module with a ``main``, by name, with the first line of its docstring."""
+    """Every module or package with a ``main``, by name, with the first line of its docstring."""
     found = {}
-    for path in sorted(HERE.glob("*.py")):
-        if path.stem.startswith("_"):
-            continue
+    paths = {path.stem: path for path in HERE.glob("*.py") if not path.stem.startswith("_")}
+    paths |= {path.parent.name: path for path in HERE.glob("*/__main__.py")}
+    for name, path in sorted(paths.items()):
         tree = ast.parse(path.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
     return found
 
 

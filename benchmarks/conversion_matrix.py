@@ -51,6 +51,8 @@ EVALUATION_IMAGES = 12
 CALIBRATION_IMAGES = 32
 UNTRAINED_IMAGES = 8
 """For calibration and for comparison: the quality of such nets is not judged."""
+_NOISE_CANNOT = {"parity", "agreement", "layer"}
+"""What a net whose answers are noise may miss; ``layer`` says where parity was lost."""
 REFUSALS = ("precision_refused", "unsupported_operator")
 
 
@@ -246,7 +248,7 @@ def _cell(name: str, model: Model, outcome: Outcome, entry: VariantReport | None
         not entry.passed
         and not model.trained
         and precision not in ("fp32", "fp16")
-        and names <= {"parity", "agreement"}
+        and names <= _NOISE_CANNOT
     ):
         status = "structural"
     return {

@@ -9,6 +9,7 @@ from pathlib import Path
 from aiohttp import web
 
 from broker.accounts.keys import KeyFile, KeyRing
+from broker.accounts.rates import RateLimits
 from broker.executors.base import EventSink, ExecutorOptions, create_executor
 from broker.http.context import SERVICES, Services
 from broker.http.middleware.auth import authenticate
@@ -17,8 +18,12 @@ from broker.http.middleware.failures import answer_failures
 from broker.http.middleware.observe import observe
 from broker.http.routes import add_routes
 from broker.http.sessions.registry import Sessions
+from broker.jobs.execution import Execution
+from broker.jobs.jobs import Jobs
+from broker.jobs.journal import Journal
 from broker.models.repository import Repository
 from broker.models.warm_up import warm_up_body
+from broker.remembering import remembering
 from broker.scheduling.replays import Replays
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
@@ -57,28 +62,39 @@ async def running_services(
         largest={servable.key: servable.largest_batch for servable in repository},
         max_queue=settings.max_queue,
     )
+    jobs = Jobs(
+        Journal(None if settings.jobs is None else Path(settings.jobs)),
+        Execution(repository, scheduler, executor),
+        events,
+    )
     await executor.start()
     try:
-        await scheduler.warm_up({servable.key: warm_up_body(servable) for servable in repository})
-        telemetry.watch(scheduler, executor, repository.keys)
-        services = Services(
-            repository=repository,
-            executor=executor,
-            scheduler=scheduler,
-            telemetry=telemetry,
-            feeding=scheduler.start(),
-            key_ring=key_ring,
-            sessions=Sessions(scheduler, telemetry),
-            replays=Replays(lambda reply: len(reply.body)),
-            cors_origins=settings.cors_origins,
-        )
-        try:
-            yield services
-        finally:
-            for freeing in services.freeing:
-                freeing.cancel()
+        async with remembering(settings, repository, executor, scheduler, events):
+            bodies = {servable.key: warm_up_body(servable) for servable in repository}
+            await scheduler.warm_up(bodies)
+            telemetry.watch(scheduler, executor, repository.keys)
+            await jobs.start()
+            services = Services(
+                repository=repository,
+                executor=executor,
+                scheduler=scheduler,
+                telemetry=telemetry,
+                feeding=scheduler.start(),
+                key_ring=key_ring,
+                sessions=Sessions(scheduler, telemetry),
+                replays=Replays(lambda reply: len(reply.body)),
+                rates=RateLimits(),
+                jobs=jobs,
+                cors_origins=settings.cors_origins,
+            )
+            try:
+                yield services
+            finally:
+                for freeing in services.freeing:
+                    freeing.cancel()
     finally:
         await scheduler.close()
+        await jobs.close()
         await executor.close()
 
 

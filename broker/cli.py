@@ -45,6 +45,12 @@ Then:
     help="Ask for an API key of this file (nearfar keys add). Needed off loopback.",
 )
 @click.option(
+    "--state",
+    metavar="DIR",
+    help="Keep in DIR what was learned of the models' speed, so that a restart admits at once "
+    "as before.",
+)
+@click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
@@ -82,6 +88,12 @@ Then:
 @click.option("--drain-timeout", type=float, help="Seconds a shutdown may take.  [default: 10]")
 @click.option("--hang-timeout", type=float, help="Seconds until a worker is hung.  [default: 30]")
 @click.option(
+    "--jobs",
+    "jobs_folder",
+    metavar="DIR",
+    help="Keep jobs here, so that they survive a restart.  [default: in memory]",
+)
+@click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
@@ -94,6 +106,7 @@ def serve(
     host: str,
     port: int,
     keys_file: str | None,
+    state: str | None,
     device: str,
     max_batch: int | None,
     executor: str,
@@ -106,6 +119,7 @@ def serve(
     max_connections: int | None,
     drain_timeout: float | None,
     hang_timeout: float | None,
+    jobs_folder: str | None,
     cors_origins: tuple[str, ...],
     json_ready: bool,
 ) -> None:
@@ -125,6 +139,8 @@ def serve(
         "host": host,
         "port": port,
         "keys": keys_file,
+        "jobs": jobs_folder,
+        "state": state,
         "device": device,
         "max_batch": max_batch,
         "executor": executor,
@@ -176,9 +192,30 @@ def keys() -> None:
 @_file_option
 @click.option("--tenant", required=True, help="Whose key it is: a-z 0-9 . _ -, 64 at most.")
 @click.option("--admin", is_flag=True, help="It may take models out of service and back.")
-def add_key(path: Path, tenant: str, admin: bool) -> None:
+@click.option("--weight", type=float, default=1.0, show_default=True, help="Share of the device "
+              "beside other tenants, when not all can be served.")  # fmt: skip
+@click.option("--max-priority", type=int, default=2, show_default=True, help="Best class it may "
+              "ask for: 1 (before all others), 2 or 3 (only when nobody else waits).")  # fmt: skip
+@click.option("--rate", "rate_per_s", type=float, help="Requests a second.  [default: no limit]")
+@click.option("--burst", type=int, help="So many of them at once.  [default: one second's]")
+def add_key(
+    path: Path,
+    tenant: str,
+    admin: bool,
+    weight: float,
+    max_priority: int,
+    rate_per_s: float | None,
+    burst: int | None,
+) -> None:
     """Make a key and print it, once: it cannot be shown again."""
-    key, text = KeyFile(path).add(tenant, admin=admin)
+    key, text = KeyFile(path).add(
+        tenant,
+        admin=admin,
+        weight=weight,
+        max_priority=max_priority,
+        rate_per_s=rate_per_s,
+        burst=burst,
+    )
     click.echo(text)
     click.echo(f"key {key.id} for {key.tenant} is in {path}; keep the line above", err=True)
 
@@ -186,10 +223,14 @@ def add_key(path: Path, tenant: str, admin: bool) -> None:
 @keys.command("list", epilog="Example: nearfar keys list --file keys.json")
 @_file_option
 def list_keys(path: Path) -> None:
-    """Print id, tenant and date of each key, and which are admin keys."""
+    """Print id, tenant and date of each key, and what sets it apart."""
     for key in KeyFile(path).read():
         admin = "  admin" if key.admin else ""
-        click.echo(f"{key.id}  {key.tenant}  {key.created:%Y-%m-%dT%H:%M:%SZ}{admin}")
+        limits = "" if key.weight == 1.0 else f"  weight {key.weight:g}"
+        limits += "" if key.max_priority == 2 else f"  priority {key.max_priority}"
+        if key.rate_per_s is not None:
+            limits += f"  {key.rate_per_s:g}/s, {key.burst} at once"
+        click.echo(f"{key.id}  {key.tenant}  {key.created:%Y-%m-%dT%H:%M:%SZ}{admin}{limits}")
 
 
 @keys.command("revoke", epilog="Example: nearfar keys revoke --file keys.json k3v9x0a2b7qz")

@@ -144,6 +144,7 @@ async def _drain(services: Services, timeout_s: float, events: EventSink) -> Non
     end_s = loop.time() + timeout_s
     services.draining = True
     services.scheduler.drain()
+    services.jobs.drain()
     services.sessions.drain()
     events("draining", {"in_flight": services.in_flight})
     while services.in_flight and loop.time() < end_s:  # noqa: ASYNC110  # once in a lifetime

@@ -42,8 +42,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """0: any free one."""
     keys: str | None = None
     """Key file; None: nobody is asked for a key, which only loopback allows."""
+    state: str | None = None
+    """Folder for what is worth keeping over a restart; None: nothing is kept."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the broker; ``*``: all of them."""
+    jobs: str | None = None
+    """Folder in which jobs survive a restart; None: they end with the process."""
     executor: str = "worker"
     device: Device = "auto"
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] = msgspec.field(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
-    from edge_runtime.conditions import Conditions, ConditionsSource
+    from edge_runtime.conditions import Conditions, ConditionsSource, PlatformSignals
     from edge_runtime.contract.errors import (
         BackendUnavailable,
         BrokerFault,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from edge_runtime.contract.tasks import Box, Prediction
     from edge_runtime.contract.tasks.answer import Answer
+    from edge_runtime.jobs.job import AsyncJob, Job
     from edge_runtime.policies.base import (
         Action,
         Decision,
@@ -51,10 +52,11 @@ if TYPE_CHECKING:
     )
     from edge_runtime.results import InferenceSource, Result, Status, Timings
     from edge_runtime.runtime import EdgeRuntime
+    from edge_runtime.signals import LinuxSignals, SettableSignals
 
 _HOME = {
     "edge_runtime.bundle": ("Bundle",),
-    "edge_runtime.conditions": ("Conditions", "ConditionsSource"),
+    "edge_runtime.conditions": ("Conditions", "ConditionsSource", "PlatformSignals"),
     "edge_runtime.contract.errors": (
         "BackendUnavailable",
         "BrokerFault",
@@ -78,6 +80,7 @@ _HOME = {
     ),
     "edge_runtime.contract.tasks": ("Box", "Prediction"),
     "edge_runtime.contract.tasks.answer": ("Answer",),
+    "edge_runtime.jobs.job": ("AsyncJob", "Job"),
     "edge_runtime.policies.base": (
         "Action",
         "Decision",
@@ -88,12 +91,14 @@ _HOME = {
     ),
     "edge_runtime.results": ("InferenceSource", "Result", "Status", "Timings"),
     "edge_runtime.runtime": ("EdgeRuntime",),
+    "edge_runtime.signals": ("LinuxSignals", "SettableSignals"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "Action",
     "Answer",
+    "AsyncJob",
     "BackendUnavailable",
     "Box",
     "BrokerFault",
@@ -109,12 +114,15 @@ __all__ = [
     "ImageError",
     "InferenceMode",
     "InferenceSource",
+    "Job",
     "LabelsMismatch",
+    "LinuxSignals",
     "ManifestError",
     "ModelNotFound",
     "NearfarError",
     "NetworkUnreachable",
     "Overloaded",
+    "PlatformSignals",
     "Policy",
     "Prediction",
     "Prices",
@@ -122,6 +130,7 @@ __all__ = [
     "RequestRejected",
     "Result",
     "RuntimeFault",
+    "SettableSignals",
     "Situation",
     "Status",
     "Timings",

@@ -16,9 +16,11 @@ __all__ = [
     "Conditions",
     "ConditionsSource",
     "LinkType",
+    "PlatformSignals",
     "ThermalState",
     "UnknownConditions",
     "read_conditions",
+    "read_network_id",
 ]
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,17 @@ class ConditionsSource(Protocol):
         """The signals now."""
 
 
+@runtime_checkable
+class PlatformSignals(ConditionsSource, Protocol):
+    """A source that also tells networks apart, so that each can have its own memory."""
+
+    def network_id(self) -> str | None:
+        """The same on the same network (an SSID, a gateway's address); None: not known.
+
+        It is never logged or sent; on disk there is a salted hash of it.
+        """
+
+
 class UnknownConditions:
     """The default source: knows nothing."""
 
@@ -65,3 +78,16 @@ def read_conditions(source: ConditionsSource) -> Conditions:
     except Exception:
         _log.exception("the conditions source failed: its signals count as unknown")
         return Conditions()
+
+
+def read_network_id(source: ConditionsSource) -> str | None:
+    """The network's identity, where the source tells it; what fails is not known."""
+    ask = getattr(source, "network_id", None)  # isinstance of a Protocol costs microseconds
+    if ask is None:
+        return None
+    try:
+        found = ask()
+        return found if isinstance(found, str) else None
+    except Exception:
+        _log.exception("the conditions source failed: its network counts as unknown")
+        return None

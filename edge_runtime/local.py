@@ -18,6 +18,7 @@ from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.tensors import canonical
 from edge_runtime.estimators import LocalEstimator
 from edge_runtime.local_queue import LocalQueue, Ticket
+from edge_runtime.memory import Memory
 from edge_runtime.photo import Photo
 from edge_runtime.policies.base import LocalOutlook
 from edge_runtime.results import Measured, VariantStatus
@@ -106,14 +107,21 @@ _FAST = 0.25
 class LocalModel:
     """The model and the thread in which it is loaded and run, earliest deadline first."""
 
-    def __init__(self, select: Callable[[], Selection]) -> None:
+    def __init__(
+        self, select: Callable[[], Selection], *, memory: Memory | None = None, threads: int = 1
+    ) -> None:
+        self._memory, self._threads = memory, threads
         self._queue = LocalQueue("nearfar-local")
         try:
             self._selection = self._queue.submit(select).future.result()
         except BaseException:
             self._queue.close(lambda: None)
             raise
-        self._estimator = LocalEstimator.of(self._selection.latencies_ms)
+        known: tuple[float, ...] = ()
+        if memory is not None:
+            known = memory.recall_latencies(self.variant.sha256, threads)
+        # What was measured just now is the latest.
+        self._estimator = LocalEstimator.of((*known, *self._selection.latencies_ms))
 
     @property
     def variant(self) -> Variant:
@@ -189,6 +197,12 @@ class LocalModel:
             wait_ms=(started - submitted) * 1e3,
             run_ms=run_ms,
         )
+
+    def keep(self) -> None:
+        """Put the last latencies into the memory."""
+        if self._memory is not None:
+            latencies_ms = self._estimator.latencies_ms
+            self._memory.ran(self.variant.sha256, self._threads, latencies_ms)
 
     def close(self) -> None:
         """Answer those in line, free the model, end the thread."""

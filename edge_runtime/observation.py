@@ -7,7 +7,7 @@ import time
 
 import msgspec
 
-from edge_runtime.conditions import Conditions, read_conditions
+from edge_runtime.conditions import Conditions, read_conditions, read_network_id
 from edge_runtime.engine import Engine
 from edge_runtime.estimators.transfer import wire_bytes
 from edge_runtime.local import LocalAnswer
@@ -88,7 +88,9 @@ def observe(
     link = cloud = progress = None
     if engine.uplink is not None:
         own_bytes = 0 if upload is None or answered else upload.body_bytes
-        link, cloud = engine.uplink.outlook(conditions.link_type, own_bytes)
+        link, cloud = engine.uplink.outlook(
+            conditions.link_type, own_bytes, read_network_id(engine.conditions)
+        )
         if upload is not None:
             progress = upload.progress(link, now_s, answered=answered)
     arrivals, memory, budgets = engine.history.snapshot()

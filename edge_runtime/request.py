@@ -71,7 +71,7 @@ class Request:
     ) -> None:
         self.done: Future[Result] = Future()
         self.done.set_running_or_notify_cancel()  # only this object ends it
-        self._engine = engine
+        self._engine = engine = engine.for_request()
         self._asked = Asked(
             image=asked,
             started_s=started_s,

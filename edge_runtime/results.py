@@ -182,6 +182,8 @@ class VariantStatus(msgspec.Struct, frozen=True, kw_only=True):
 class BrokerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The way to the broker, and the broker."""
 
+    url: str | None = None
+    """Which one; of a transport of the app's own, its number."""
     model: str | None
     """The cloud model in use; None: not yet found."""
     breaker: BreakerState
@@ -224,5 +226,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     variant_error: str | None
     """Why no local model could be loaded."""
     broker: BrokerStatus | None
+    """The one that would be asked now."""
     conditions: Conditions
     counts: Counts
+    brokers: tuple[BrokerStatus, ...] = ()
+    """All of them, in the order they were given."""

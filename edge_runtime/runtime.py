@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
@@ -22,12 +22,7 @@ from edge_runtime.calibrated import Calibrated
 from edge_runtime.conditions import ConditionsSource, UnknownConditions, read_conditions
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, NearfarError
-from edge_runtime.contract.tasks import (
-    ClassificationTask,
-    DetectionTask,
-    GenerationTask,
-    task_name,
-)
+from edge_runtime.contract.tasks import GenerationTask
 from edge_runtime.engine import (
     Engine,
     choose_policy,
@@ -35,12 +30,15 @@ from edge_runtime.engine import (
     connect,
     load_local,
     open_log,
-    open_transport,
+    open_transports,
 )
 from edge_runtime.gain import GainLookup
 from edge_runtime.history import History
+from edge_runtime.jobs.book import JobBook
+from edge_runtime.later import Later, check_top_k
 from edge_runtime.log.recorder import LogSink, Recorder
 from edge_runtime.many import answer_many, answer_many_async, check_concurrency
+from edge_runtime.memory import Memory
 from edge_runtime.observe import prometheus_text
 from edge_runtime.offload.transport import Transport
 from edge_runtime.photo import ImageInput, Photo
@@ -48,6 +46,7 @@ from edge_runtime.policies.base import Budgets, InferenceMode, Policy, Prices
 from edge_runtime.request import Request
 from edge_runtime.results import Counts, InferenceSource, Result, Status
 from edge_runtime.seed import Seed
+from edge_runtime.state import open_folder
 from edge_runtime.waiting import wait, wait_async
 
 __all__ = ["EdgeRuntime"]
@@ -56,7 +55,7 @@ _MAX_GUARD_MS = 10.0
 _GUARD_SHARE = 0.05
 
 
-class EdgeRuntime:
+class EdgeRuntime(Later):
     """Answers images, or seeds, with a bundle: on the device, or in the cloud when that pays.
 
     Making one opens and verifies the bundle, loads a variant and times it (about a second;
@@ -70,7 +69,8 @@ class EdgeRuntime:
 
     Args:
         bundle: a path, or an open ``Bundle``.
-        broker: URL of the broker; None: everything stays on the device.
+        broker: URL of the broker; None: everything stays on the device. Several: each request
+            goes to the better of two of them, and on to another one when that fails.
         policy: an ``InferenceMode``, the name of a registered policy, or a ``Policy``.
         variant: ``auto`` (the best one whose measured 95th percentile fits half the
             deadline, else the fastest), a variant's id, or ``FORMAT-PRECISION``.
@@ -81,7 +81,8 @@ class EdgeRuntime:
         threads: for the local interpreter.
         prices: what an upload must bring to be worth it.
         budgets: limits that no gain outweighs: bytes on a metered link, battery, heat, price.
-        conditions: supplies the device's signals.
+        conditions: supplies the device's signals: ``LinuxSignals``, ``SettableSignals``, or the
+            app's own ``PlatformSignals``.
         jpeg_answers: let the cloud send an answer that is an image as a JPEG: about a tenth
             of the bytes, not exact.
         tls: for a broker with a private CA; certificates are verified either way.
@@ -89,6 +90,9 @@ class EdgeRuntime:
         session: send images over one WebSocket where the broker has it (``docs/session.md``):
             an upload can be cancelled, and refused before it begins. False: POST only.
         transport: instead of ``broker``: carries the requests (``edge_runtime.testing``).
+        state: a folder for what shall outlive the process: jobs (``submit``), and what was
+            learned of networks and of this device. Readable by its owner alone; one runtime
+            at a time. None: nothing is stored.
         log: a file for the decision log (``docs/decision-log.md``), a ``DecisionLog``, or a
             function that takes each request's ``LogEntry``.
 
@@ -102,7 +106,7 @@ class EdgeRuntime:
     def __init__(
         self,
         bundle: str | os.PathLike[str] | Bundle,
-        broker: str | None = None,
+        broker: str | Sequence[str] | None = None,
         policy: str | Policy = InferenceMode.ADAPTIVE,
         variant: str = "auto",
         *,
@@ -117,13 +121,14 @@ class EdgeRuntime:
         tls: ssl.SSLContext | None = None,
         allow_plain_http: bool = False,
         session: bool = True,
-        transport: Transport | None = None,
+        transport: Transport | Sequence[Transport] | None = None,
+        state: str | os.PathLike[str] | None = None,
         log: str | os.PathLike[str] | LogSink | None = None,
     ) -> None:
         self._deadline_ms = _check_deadline_ms(deadline_ms)
         if not 1 <= threads <= 256:
             raise ConfigError(f"threads must be 1 to 256, not {threads}")
-        transport = open_transport(
+        transports = open_transports(
             broker,
             transport,
             api_key=api_key,
@@ -131,11 +136,13 @@ class EdgeRuntime:
             allow_plain_http=allow_plain_http,
             session=session,
         )
-        chosen = choose_policy(policy, connected=transport is not None)
+        chosen = choose_policy(policy, connected=bool(transports))
         if not chosen.uses_cloud:
-            transport = None
+            transports = {}
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         task = self._bundle.manifest.task
+        kept = None if state is None else open_folder(Path(state))
+        memory = None if kept is None else Memory(kept)
         sink, own_log = open_log(log)
         local, local_error = None, None
         if chosen.uses_local:
@@ -144,18 +151,20 @@ class EdgeRuntime:
                 variant,
                 fits_ms=self._deadline_ms / 2,
                 threads=threads,
-                connected=transport is not None,
+                connected=bool(transports),
+                memory=memory,
             )
         source = conditions or UnknownConditions()
         uplink = None
-        if transport is not None:
+        if transports:
             uplink = connect(
-                transport,
+                transports,
                 self._bundle,
                 cloud_model=cloud_model,
                 image_type="image/jpeg" if jpeg_answers else "image/png",
                 api_key=api_key,
-                conditions=read_conditions(source),
+                source=source,
+                memory=memory,
                 early=chosen.prewarms or local is None,
             )
         self._engine = Engine(
@@ -179,10 +188,19 @@ class EdgeRuntime:
                 variant=None if local is None else local.variant.id,
             ),
         )
+        self._jobs = JobBook(
+            self._engine,
+            self._bundle.manifest.name,
+            None if state is None else Path(state) / "jobs",
+        )
+        self._uplink = uplink
+        self._jobs.resume_deferred()
         self._lock = threading.Lock()
         self._counts = Counts()
         # Also runs when the object is dropped, and when the program ends.
-        self._finalizer = weakref.finalize(self, close_parts, local, uplink, own_log)
+        self._finalizer = weakref.finalize(
+            self, close_parts, local, uplink, own_log, self._jobs.close, memory
+        )
 
     # Answers --------------------------------------------------------------------------
 
@@ -334,12 +352,7 @@ class EdgeRuntime:
         self._require_open()
         if isinstance(task, GenerationTask):
             raise ConfigError("this bundle generates images from seeds: call generate(seed)")
-        if top_k is not None and not isinstance(task, ClassificationTask | DetectionTask):
-            raise ConfigError(f"top_k is for answers that are lists, not for {task_name(task)}")
-        if top_k is not None and not 1 <= top_k <= limits.MAX_TOP_K:
-            raise ConfigError(f"top_k must be 1 to {limits.MAX_TOP_K}, not {top_k}")
-        if top_k is None and isinstance(task, ClassificationTask):
-            top_k = task.top_k
+        top_k = check_top_k(task, top_k)
         policy = self._engine.policy
         if private and not policy.uses_local:
             raise ConfigError(
@@ -414,7 +427,7 @@ class EdgeRuntime:
         Returns whether an upload could start at once; without ``wait_ms`` the opening goes
         on in the background. False also without a broker. Never raises for the network.
         """
-        uplink = self._engine.uplink
+        uplink = self._uplink
         if uplink is None or self._finalizer.alive is False:
             return False
         future = uplink.prewarm(forced=True)
@@ -426,7 +439,7 @@ class EdgeRuntime:
     def status(self) -> Status:
         """A snapshot: the variant and why, latencies, link, broker, breaker, counts."""
         engine = self._engine
-        uplink = engine.uplink
+        uplink = self._uplink
         with self._lock:
             counts = self._counts
         if uplink is not None:
@@ -442,6 +455,7 @@ class EdgeRuntime:
             variant=None if engine.local is None else engine.local.status(),
             variant_error=None if error is None else error.detail,
             broker=None if uplink is None else uplink.status(),
+            brokers=() if uplink is None else uplink.statuses(),
             conditions=read_conditions(engine.conditions),
             counts=counts,
         )

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import hmac
 import logging
+import math
 import os
 import re
 import secrets
@@ -38,6 +39,9 @@ _REFUSED = "this API key is not valid here: ask the operator for one"
 
 KeyId = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9]{12}$(?!\n)")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Weight = Annotated[float, msgspec.Meta(ge=0.001, le=1000)]
+Priority = Annotated[int, msgspec.Meta(ge=1, le=3)]
+Rate = Annotated[float, msgspec.Meta(ge=0.001, le=1_000_000)]
 Tenant = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$(?!\n)")]
 
 
@@ -53,6 +57,14 @@ class ApiKey(
     """UTC."""
     admin: bool = False
     """May take models out of service and put them back."""
+    weight: Weight = 1.0
+    """Of its tenant's share of a device that more is asked of than it can do."""
+    max_priority: Priority = 2
+    """The best class that its requests may ask for; 1 is the highest."""
+    rate_per_s: Rate | None = None
+    """Requests to run a model; None: as many as it likes."""
+    burst: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    """How many of them at once."""
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +79,10 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     key_id: str
     admin: bool = False
+    weight: float = 1.0
+    max_priority: int = 2
+    rate_per_s: float | None = None
+    burst: int = 1
 
 
 class KeyFile:
@@ -96,11 +112,23 @@ class KeyFile:
             raise ConfigError(f"{self.path} holds one key id twice: revoke and add it again")
         return document.keys
 
-    def add(self, tenant: str, *, admin: bool = False) -> tuple[ApiKey, str]:
+    def add(
+        self,
+        tenant: str,
+        *,
+        admin: bool = False,
+        weight: float = 1.0,
+        max_priority: int = 2,
+        rate_per_s: float | None = None,
+        burst: int | None = None,
+    ) -> tuple[ApiKey, str]:
         """Make a key, store its hash, and return it with its text, which is shown once.
 
-        Raises ``ConfigError`` on a tenant that is no plain lower-case name.
+        ``burst`` None: what ``rate_per_s`` allows in a second, at least one request. Raises
+        ``ConfigError`` on a tenant that is no plain lower-case name, or a number out of bounds.
         """
+        if burst is None:
+            burst = max(1, math.ceil(rate_per_s or 1.0))
         secret = secrets.token_urlsafe(32)
         try:
             key = msgspec.convert(
@@ -110,10 +138,16 @@ class KeyFile:
                     "tenant": tenant,
                     "created": datetime.now(UTC).replace(microsecond=0),
                     "admin": admin,
+                    "weight": weight,
+                    "max_priority": max_priority,
+                    "rate_per_s": rate_per_s,
+                    "burst": burst,
                 },
                 ApiKey,
             )
-        except msgspec.ValidationError:
+        except msgspec.ValidationError as error:
+            if "$.tenant" not in str(error):
+                raise ConfigError(f"a key cannot be made: {error}") from None
             raise ConfigError(
                 f"tenant {tenant!r} must be 1 to 64 of a-z 0-9 . _ - and start with a letter "
                 "or digit"
@@ -209,7 +243,15 @@ class KeyRing:
         matches = hmac.compare_digest(_sha256(match[2]), expected)
         if key is None or not matches:
             raise Unauthorized(_REFUSED)
-        return Principal(tenant=key.tenant, key_id=key.id, admin=key.admin)
+        return Principal(
+            tenant=key.tenant,
+            key_id=key.id,
+            admin=key.admin,
+            weight=key.weight,
+            max_priority=key.max_priority,
+            rate_per_s=key.rate_per_s,
+            burst=key.burst,
+        )
 
     def require_valid(self, principal: Principal) -> None:
         """Raise ``Unauthorized`` once the key that ``principal`` came with is revoked."""

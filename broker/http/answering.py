@@ -16,13 +16,14 @@ import msgspec
 from broker.executors.base import BatchItem
 from broker.http.accept import AnswerType
 from broker.http.body import collect_body
+from broker.http.callers import caller_of, spend
 from broker.http.context import Services, Trace
 from broker.http.headers import BodyKind, Query
 from broker.http.reply import Reply
 from broker.models.servable import OpenedServable
 from broker.scheduling.admission import UploadRate
 from broker.scheduling.replays import Try
-from broker.scheduling.ticket import Answer, Ticket
+from broker.scheduling.ticket import DEFAULT_PRIORITY, Answer, Ticket
 from edge_runtime.contract.errors import (
     DeadlineExceeded,
     ImageUnreadable,
@@ -37,7 +38,7 @@ from edge_runtime.contract.wire import (
     decode_seed,
 )
 
-__all__ = ["Ask", "Upload", "answer_once"]
+__all__ = ["Ask", "Upload", "answer_once", "check_content"]
 
 _TOO_LATE: Final = "the deadline passed before the answer: answer on the device, or allow more time"
 _encoder = msgspec.json.Encoder()
@@ -60,6 +61,8 @@ class Ask:
     """On the event loop's clock."""
     key: str | None = None
     """Idempotency key."""
+    priority: int = DEFAULT_PRIORITY
+    """As asked for; its key may have a lower ceiling."""
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
@@ -79,6 +82,9 @@ class Upload(Protocol):
 
     async def skip(self) -> None:
         """Admitted, and the body is here already, from an earlier try."""
+
+    def arrived(self, max_bytes: int) -> bytes | None:
+        """The whole body, of at most so many bytes, where it is here already."""
 
     async def read_piece(self) -> bytes:
         """The next bytes; none at the end."""
@@ -151,15 +157,17 @@ async def _answer(
 
     Everything up to ``admitted`` looked at headers only: a refusal costs no upload.
     """
+    spend(services, trace)
     scheduler, key = services.scheduler, ask.servable.key
     upload_ms = rate.expected_ms(ask.size_bytes or 0, trace.arrived_s)
-    with scheduler.admitted(key, ask.deadline_s, ask.bound_bytes, upload_ms) as ticket:
+    caller = caller_of(trace.principal, ask.priority)
+    with scheduler.admitted(key, ask.deadline_s, ask.bound_bytes, upload_ms, caller) as ticket:
         trace.admitted = True
         await upload.begin()
         body = await _receive(upload, trace, ticket, ask.kind)
         rate.observe(len(body), trace.recv_ms or 0.0, trace.arrived_s)
         services.telemetry.body_read(len(body))
-        _check_content(body, ask.media_type)
+        check_content(body, ask.media_type)
         if body_arrived is not None:
             body_arrived()
         item = BatchItem(
@@ -178,18 +186,21 @@ async def _answer(
 async def _receive(upload: Upload, trace: Trace, ticket: Ticket, kind: BodyKind) -> bytes:
     loop = asyncio.get_running_loop()
     started_s = loop.time()
-    body = await collect_body(
-        upload.read_piece,
-        max_bytes=ticket.upload_bytes,
-        too_large=kind.too_large,
-        deadline_s=ticket.deadline_s,
-    )
+    body = upload.arrived(ticket.upload_bytes)
+    if body is None:
+        body = await collect_body(
+            upload.read_piece,
+            max_bytes=ticket.upload_bytes,
+            too_large=kind.too_large,
+            deadline_s=ticket.deadline_s,
+        )
     trace.recv_ms = (loop.time() - started_s) * 1e3
     trace.upload_bytes = len(body)
     return body
 
 
-def _check_content(body: bytes, declared: str) -> None:
+def check_content(body: bytes, declared: str) -> None:
+    """Raise what is wrong with a body at first sight, or with its declared type."""
     if declared == JSON_MEDIA_TYPE:
         decode_seed(body)
         return

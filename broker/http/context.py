@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from broker.accounts.keys import KeyRing, Principal
+from broker.accounts.rates import RateLimits
 from broker.executors.base import Executor
 from broker.http.reply import Reply
 from broker.http.sessions.registry import Sessions
+from broker.jobs.jobs import Jobs
 from broker.models.repository import Repository
 from broker.models.servable import ModelKey
 from broker.scheduling.replays import Replays
@@ -34,6 +36,8 @@ class Services:
     """None: nobody is asked for a key."""
     sessions: Sessions
     replays: Replays[Reply]
+    jobs: Jobs
+    rates: RateLimits
     cors_origins: tuple[str, ...] = ()
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a model is loaded or freed: one at a time."""
@@ -60,6 +64,8 @@ class Trace:
     """A retry that waited for its first try, or got its answer."""
     code: str | None = None
     """Of the error that was answered."""
+    retry_after_s: float | None = None
+    """Of a refusal that knows; else the queue's delay says."""
     upload_bytes: int = 0
     recv_ms: float | None = None
     queue_ms: float | None = None

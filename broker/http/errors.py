@@ -2,7 +2,7 @@
 
 ``/v2`` answers ``{"error": text}`` as the Open Inference Protocol says, everything else
 problem details (RFC 9457). A 5xx of 500 is a bug of ours; what a client does wrong is 4xx,
-and what may work later is 408, 503 or 504.
+and what may work later is 408, 409, 503 or 504.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ STATUS: Final[Mapping[type[e.NearfarError], int]] = MappingProxyType(
         e.ModelNotFound: 404,
         e.RequestRejected: 400,
         e.Overloaded: 503,
+        e.RateLimited: 429,
         e.WorkerLost: 503,
+        e.JobNotFound: 404,
+        e.JobNotReady: 409,
+        e.JobCanceled: 410,
         e.BrokerFault: 500,
         e.ConversionError: 500,
     }

@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 
+from broker.scheduling.ticket import DEFAULT_PRIORITY
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
     ImageTooLarge,
@@ -25,7 +26,7 @@ from edge_runtime.contract.tasks import (
     SegmentationTask,
     Task,
 )
-from edge_runtime.contract.wire import JSON_MEDIA_TYPE, MAX_SEED_BODY_BYTES
+from edge_runtime.contract.wire import JSON_MEDIA_TYPE, MAX_SEED_BODY_BYTES, PRIORITY_HEADER
 
 __all__ = [
     "IMAGE",
@@ -37,6 +38,7 @@ __all__ = [
     "check_top_k",
     "defer_continue",
     "known_media_type",
+    "parse_priority",
     "parse_query",
     "require_known",
     "send_continue",
@@ -128,6 +130,16 @@ def announced_bytes(size_bytes: int, kind: BodyKind) -> int:
     if size_bytes == 0:
         raise kind.empty()
     return size_bytes
+
+
+def parse_priority(request: web.Request) -> int:
+    """The class that is asked for, 1 (highest) to 3. Raises ``WireError``."""
+    said = single_header(request, PRIORITY_HEADER)
+    if said is None:
+        return DEFAULT_PRIORITY
+    if said not in ("1", "2", "3"):
+        raise WireError(f"{PRIORITY_HEADER} must be 1 (highest), 2 or 3")
+    return int(said)
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):

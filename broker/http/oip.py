@@ -76,7 +76,7 @@ async def ready(request: web.Request) -> web.Response:
 
 async def model_metadata(request: web.Request) -> web.Response:
     """``GET /v2/models/{name}[/versions/{version}]``."""
-    return _json(Interface(_model(request)).metadata)
+    return _json(Interface.of(_model(request)).metadata)
 
 
 async def model_ready(request: web.Request) -> web.Response:
@@ -88,7 +88,7 @@ async def model_ready(request: web.Request) -> web.Response:
 
 async def model_config(request: web.Request) -> web.Response:
     """``GET /v2/models/{name}[/versions/{version}]/config``, as Triton says it."""
-    return _json(Interface(_model(request)).config)
+    return _json(Interface.of(_model(request)).config)
 
 
 async def model_statistics(request: web.Request) -> web.Response:

@@ -15,17 +15,17 @@ from aiohttp import hdrs, web
 
 from broker.executors.base import BatchItem
 from broker.http.body import read_body
+from broker.http.callers import caller_of, spend
 from broker.http.context import SERVICES, TRACE, Services, Trace
-from broker.http.headers import send_continue, single_header
-from broker.http.protocol import BrokerProtocol
+from broker.http.headers import parse_priority, send_continue, single_header
+from broker.http.protocol import upload_rate_of
 from broker.models.servable import OpenedServable
 from broker.oip.answers import encode_infer
 from broker.oip.compression import Coding, answer_coding, pack, request_coding, unpack
 from broker.oip.interface import Interface
 from broker.oip.message import HEADER_LENGTH, check_header_length, parse_header_length
 from broker.oip.rows import Asked, read_infer
-from broker.scheduling.admission import UploadRate
-from broker.scheduling.ticket import Answer, Ticket
+from broker.scheduling.ticket import LOWEST_PRIORITY, Answer, Caller, Ticket
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import DeadlineExceeded, ImageTooLarge, NearfarError, WireError
 from edge_runtime.contract.wire import (
@@ -55,17 +55,19 @@ async def infer(request: web.Request) -> web.Response:
     header_length = parse_header_length(single_header(request, HEADER_LENGTH))
     coding = request_coding(single_header(request, hdrs.CONTENT_ENCODING))
     answer_as = answer_coding(single_header(request, hdrs.ACCEPT_ENCODING))
-    interface = Interface(servable)
+    interface = Interface.of(servable)
     most = _most_bytes(interface, header_length, coding)
     bound_bytes = _bound_bytes(request, header_length, coding, most)
     said = single_header(request, DEADLINE_HEADER)
     deadline_ms = limits.DEFAULT_INFER_DEADLINE_MS if said is None else parse_deadline_ms(said)
     deadline_s = trace.arrived_s + deadline_ms / 1e3
-    rate = _upload_rate(request)
+    rate = upload_rate_of(request)
     upload_ms = rate.expected_ms(request.content_length or 0, trace.arrived_s)
+    caller = caller_of(trace.principal, parse_priority(request))
+    spend(services, trace)
     with contextlib.ExitStack() as places:
         door = places.enter_context(
-            services.scheduler.admitted(servable.key, deadline_s, bound_bytes, upload_ms)
+            services.scheduler.admitted(servable.key, deadline_s, bound_bytes, upload_ms, caller)
         )
         await send_continue(request)
         body = await _receive(request, trace, door, most)
@@ -82,7 +84,12 @@ async def infer(request: web.Request) -> web.Response:
             if said is None or own_s < deadline_s:
                 places.close()  # its place is free again: the rows ask by their own deadline
                 deadline_s, tickets = own_s, []
-        answers = await _run(services, servable, asked, deadline_s, tickets, places)
+        if asked.priority is not None:
+            own = caller_of(trace.principal, min(asked.priority, LOWEST_PRIORITY))
+            if own != caller:
+                places.close()
+                caller, tickets = own, []
+        answers = await _run(services, servable, asked, deadline_s, tickets, places, caller)
     trace.queue_ms = max(answer.queue_ms for answer in answers)
     trace.inference_ms = max(answer.inference_ms for answer in answers)
     for answer in answers:
@@ -123,12 +130,6 @@ def _too_large(most: int) -> ImageTooLarge:
     )
 
 
-def _upload_rate(request: web.Request) -> UploadRate:
-    """What earlier uploads on this connection showed."""
-    protocol = request.protocol
-    return protocol.upload_rate if isinstance(protocol, BrokerProtocol) else UploadRate()
-
-
 async def _receive(request: web.Request, trace: Trace, door: Ticket, most: int) -> bytes:
     loop = asyncio.get_running_loop()
     started_s = loop.time()
@@ -150,6 +151,7 @@ async def _run(
     deadline_s: float,
     tickets: list[Ticket],
     places: contextlib.ExitStack,
+    caller: Caller,
 ) -> list[Answer]:
     """One answer a row, or the first error. ``tickets``: those that are admitted already."""
     scheduler = services.scheduler
@@ -157,7 +159,9 @@ async def _run(
     for item in asked.items[len(tickets) :]:
         held_bytes = 0 if body_is_held else len(item.body)
         tickets.append(
-            places.enter_context(scheduler.admitted(servable.key, deadline_s, held_bytes))
+            places.enter_context(
+                scheduler.admitted(servable.key, deadline_s, held_bytes, caller=caller)
+            )
         )
     try:
         async with asyncio.timeout_at(deadline_s):

@@ -6,19 +6,19 @@ from aiohttp import hdrs, web
 
 from broker.http.accept import answer_types, negotiate
 from broker.http.answering import Ask, answer_once
-from broker.http.body import request_pieces
+from broker.http.body import arrived_body, request_pieces
 from broker.http.context import SERVICES, TRACE
 from broker.http.headers import (
     body_kind,
+    parse_priority,
     parse_query,
     send_continue,
     single_header,
     upload_bound_bytes,
     upload_media_type,
 )
-from broker.http.protocol import BrokerProtocol
+from broker.http.protocol import upload_rate_of
 from broker.http.reply import Reply
-from broker.scheduling.admission import UploadRate
 from edge_runtime.contract.wire import (
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
@@ -54,9 +54,10 @@ async def predict(request: web.Request) -> web.Response:
         wanted=wanted,
         deadline_s=trace.arrived_s + deadline_ms / 1e3,
         key=parse_idempotency_key(single_header(request, IDEMPOTENCY_HEADER)),
+        priority=parse_priority(request),
     )
     upload = _Upload(request)
-    return _respond(await answer_once(services, trace, ask, _upload_rate(request), upload))
+    return _respond(await answer_once(services, trace, ask, upload_rate_of(request), upload))
 
 
 class _Upload:
@@ -76,15 +77,13 @@ class _Upload:
     async def skip(self) -> None:
         """The answer comes at once; what of the body is under way is read and dropped."""
 
+    def arrived(self, max_bytes: int) -> bytes | None:
+        """The whole body where it came with its headers."""
+        return arrived_body(self._request, max_bytes)
+
     async def read_piece(self) -> bytes:
         """The next bytes. Raises ``WireError`` for broken chunks."""
         return await self._read_piece()
-
-
-def _upload_rate(request: web.Request) -> UploadRate:
-    """What earlier uploads on this connection showed."""
-    protocol = request.protocol
-    return protocol.upload_rate if isinstance(protocol, BrokerProtocol) else UploadRate()
 
 
 def _respond(reply: Reply) -> web.Response:

@@ -19,7 +19,7 @@ from broker.telemetry import Telemetry
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import BrokerFault, Overloaded, WireError
 
-__all__ = ["BrokerProtocol", "ConnectionGate"]
+__all__ = ["BrokerProtocol", "ConnectionGate", "upload_rate_of"]
 
 _LOGGED_PER_S = 5
 
@@ -150,6 +150,12 @@ class BrokerProtocol(web.RequestHandler):
         )
         response.force_close()
         return response
+
+
+def upload_rate_of(request: web.Request) -> UploadRate:
+    """What earlier uploads on the connection of a request showed."""
+    protocol = request.protocol
+    return protocol.upload_rate if isinstance(protocol, BrokerProtocol) else UploadRate()
 
 
 def _refuse(transport: asyncio.Transport) -> None:

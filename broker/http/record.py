@@ -61,8 +61,10 @@ def record_request(
     log_event("request", fields)
 
 
-def retry_after_s(queue_delay_ms: int) -> int:
+def retry_after_s(trace: Trace, queue_delay_ms: int) -> int:
     """Whole seconds after which a refused request may be tried again."""
+    if trace.retry_after_s is not None:
+        return max(1, math.ceil(trace.retry_after_s))
     return max(1, math.ceil(min(queue_delay_ms, limits.MAX_DEADLINE_MS) / 1e3))
 
 

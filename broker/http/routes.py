@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from broker.http import metrics, models, oip, oip_infer, oip_repository, predict
+from broker.http import (
+    jobs,
+    jobs_events,
+    metrics,
+    models,
+    oip,
+    oip_infer,
+    oip_repository,
+    predict,
+    quotes,
+)
 from broker.http.headers import defer_continue
 from broker.http.sessions.route import session
 from edge_runtime.contract.frames import SESSION_PATH
@@ -13,6 +23,7 @@ __all__ = ["add_routes"]
 
 _NAME = "{name:[^/:{}]+}"
 _VERSION = "{version:[^/:{}]+}"
+_JOB = "{id:[A-Za-z0-9_-]{1,64}}"
 
 
 def add_routes(router: web.UrlDispatcher) -> None:
@@ -20,6 +31,8 @@ def add_routes(router: web.UrlDispatcher) -> None:
     gets = (
         ("/v1/models", models.list_models, "models"),
         (f"/v1/models/{_NAME}", models.show_model, "model"),
+        (f"/v1/models/{_NAME}/quote", quotes.quote, "quote"),
+        ("/v1/load", quotes.load, "load"),
         ("/v2", oip.server_metadata, "oip_server"),
         ("/v2/health/live", oip.live, "oip_live"),
         ("/v2/health/ready", oip.ready, "oip_ready"),
@@ -45,12 +58,16 @@ def add_routes(router: web.UrlDispatcher) -> None:
             "oip_version_ready",
         ),
         (SESSION_PATH, session, "session"),
+        (f"/v1/jobs/{_JOB}", jobs.show_job, "job"),
+        (f"/v1/jobs/{_JOB}/result", jobs.job_result, "job_result"),
+        (f"/v1/jobs/{_JOB}/events", jobs_events.job_events, "job_events"),
         ("/metrics", metrics.metrics, "metrics"),
     )
     for path, handler, name in gets:
         router.add_get(path, handler, name=name, expect_handler=defer_continue)
     posts = (
         (f"/v1/models/{_NAME}:predict", predict.predict, "predict"),
+        (f"/v1/models/{_NAME}/jobs", jobs.submit_job, "job_submit"),
         (f"/v2/models/{_NAME}/infer", oip_infer.infer, "oip_infer"),
         (
             f"/v2/models/{_NAME}/versions/{_VERSION}/infer",
@@ -63,6 +80,7 @@ def add_routes(router: web.UrlDispatcher) -> None:
     )
     for path, handler, name in posts:
         router.add_post(path, handler, name=name, expect_handler=defer_continue)
+    router.add_delete(f"/v1/jobs/{_JOB}", jobs.cancel_job, name="job_cancel")
     absent = (
         ("/v2/logging", oip.no_logging, "logging"),
         ("/v2/trace/setting", oip.no_tracing, "trace"),

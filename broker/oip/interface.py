@@ -77,6 +77,10 @@ class OutputSlot:
     """Of one row of the model's own output."""
 
 
+_KNOWN: Final[dict[str, Interface]] = {}
+"""By digest of the manifest; bounded."""
+
+
 class Interface:
     """What a servable takes and gives."""
 
@@ -105,6 +109,16 @@ class Interface:
             ),
             *_task_outputs(servable.task, own),
         )
+
+    @classmethod
+    def of(cls, servable: OpenedServable) -> Interface:
+        """The same as the constructor gives; made once for each servable that is in use."""
+        known = _KNOWN.get(servable.sha256)
+        if known is None or known.servable is not servable:
+            while len(_KNOWN) >= limits.MAX_MODELS:
+                del _KNOWN[next(iter(_KNOWN))]
+            known = _KNOWN[servable.sha256] = cls(servable)
+        return known
 
     def input(self, name: str) -> InputSlot:
         """Raises ``WireError`` naming those there are."""

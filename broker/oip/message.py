@@ -113,6 +113,8 @@ class InferRequest:
     binary_output: bool
     """For outputs that do not say it themselves."""
     timeout_us: int | None
+    priority: int | None = None
+    """1 is the highest; None or absent: the server's own."""
     """None, or 0 on the wire: the request does not say."""
 
 
@@ -151,13 +153,14 @@ def parse_infer(body: bytes, header_length: int | None) -> InferRequest:
     if parameters.get("sequence_id", 0) not in (0, ""):
         raise WireError("sequence_id: models here keep no state between requests: leave it out")
     timeout_us = _count(parameters, "timeout")
-    _count(parameters, "priority")
+    priority = _count(parameters, "priority")
     return InferRequest(
         id=message.id,
         inputs=_sent_tensors(message.inputs, view[json_bytes:]),
         outputs=message.outputs or (),
         binary_output=_flag(parameters, "binary_data_output"),
         timeout_us=timeout_us or None,
+        priority=priority or None,
     )
 
 

@@ -37,6 +37,7 @@ class Asked:
     """One a row."""
     wanted: tuple[Wanted, ...]
     timeout_us: int | None
+    priority: int | None = None
 
 
 def read_infer(interface: Interface, body: bytes, header_length: int | None) -> Asked:
@@ -66,6 +67,7 @@ def read_infer(interface: Interface, body: bytes, header_length: int | None) -> 
         items=tuple(_with_body(template, body) for body in bodies),
         wanted=wanted,
         timeout_us=request.timeout_us,
+        priority=request.priority,
     )
 
 

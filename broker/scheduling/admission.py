@@ -1,12 +1,14 @@
 """Who is let in, decided on the headers alone, before a byte of the body is read.
 
-    start  = max(upload, rest of the running batch + full batches due earlier)
+    wait   = max(full batches due earlier, full batches of its fair share)
+    start  = max(upload, rest of the running batch + wait)
     finish = start + T(own batch)
     admit  when finish + margin <= deadline
 
 The upload and the wait overlap, so the longer one counts. Requests due earlier go first
-(EDF); those due later do not delay this one. The margin is learned from how late answers
-came compared with their prediction.
+(EDF); those due later do not delay this one, but whoever asks for more than a fair share
+(``shares.py``) waits behind its own. The margin is learned from how late answers came compared
+with their prediction.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-from broker.scheduling.latency import LatencyModel
+from broker.scheduling.latency import LatencyModel, RecentQuantile
 from edge_runtime.contract.errors import DeadlineExceeded, NearfarError, Overloaded
 
 __all__ = ["Forecast", "Margin", "UploadRate", "forecast", "refusal", "wants_probe"]
@@ -25,7 +27,8 @@ _MIN_MEASURED_BYTES = 4096
 _RECENT_UPLOADS = 8
 _FRESH_UPLOAD_S = 5.0
 _LATE_SHARE = 0.03
-_MARGIN_STEP_MS = 4.0
+_ERRORS = 1024
+"""Answers that the margin is learned from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +69,31 @@ def forecast(
     residual_ms: float,
     upload_ms: float,
     max_batch: int,
+    fair_ms: float = 0.0,
+    recent_batch: int = 0,
 ) -> Forecast:
     """Predict for a request of one model.
 
     ``ahead``: requests of this model with an earlier deadline, uploading ones included;
     ``others_ms``: work of other models on the same executor that goes first;
-    ``residual_ms``: what is left of the batch that runs.
+    ``residual_ms``: what is left of the batch that runs; ``fair_ms``: see ``Shares.wait_ms``;
+    ``recent_batch``: images of the batch that runs: the next one will hardly be smaller.
     """
+    full_ms = latency.mean_ms(max_batch)
     full_batches, own_batch = divmod(ahead, max_batch)
-    wait_ms = residual_ms + others_ms
-    if full_batches:
-        wait_ms += full_batches * latency.mean_ms(max_batch)
+    due_ms = others_ms + full_batches * full_ms if full_batches else others_ms
+    if fair_ms > 0.0 and full_ms > 0.0:
+        # In whole batches too: what does not fill one shares a batch with this request.
+        fair_batches, rest_ms = divmod(fair_ms, full_ms)
+        if fair_batches * full_ms >= due_ms:
+            due_ms = fair_batches * full_ms
+            own_batch = max(own_batch, int(rest_ms / full_ms * max_batch))
+    wait_ms = residual_ms + due_ms
+    own_batch = min(max(own_batch + 1, recent_batch), max_batch)
     return Forecast(
         upload_ms=upload_ms,
         wait_ms=wait_ms,
-        batch_ms=latency.high_ms(own_batch + 1),
+        batch_ms=latency.high_ms(own_batch),
         alone_ms=latency.mean_ms(1),
         undisturbed=not ahead and not wait_ms,
     )
@@ -120,17 +133,19 @@ def wants_probe(latency: LatencyModel, now_s: float) -> bool:
 class Margin:
     """How much later than predicted answers come, so that 3 of 100 admitted ones are late.
 
-    Robbins and Monro's stochastic approximation of a quantile, one for each octave of
-    deadlines: error > m: m += 0.97 * step, else m -= 0.03 * step. One for all would let
-    long deadlines, whose errors are larger, shut out the short ones.
+    The 97 % quantile of the latest errors, one for each octave of deadlines. One for all would
+    let long deadlines, whose errors are larger, shut out the short ones.
     """
 
     def __init__(self) -> None:
-        self._by_octave: dict[int, float] = {}
+        self._by_octave: dict[int, RecentQuantile] = {}
 
     def for_deadline(self, left_ms: float) -> float:
         """The margin for a request with so much time left: at most half of it."""
-        return min(self._by_octave.get(_octave(left_ms), 0.0), left_ms / 2)
+        errors = self._by_octave.get(_octave(left_ms))
+        if errors is None or errors.value is None:
+            return 0.0
+        return min(max(errors.value, 0.0), left_ms / 2)
 
     def observe(self, left_ms: float, error_ms: float) -> None:
         """A request that had ``left_ms`` was answered this much later than predicted.
@@ -138,9 +153,9 @@ class Margin:
         Infinity: not at all. Negative: earlier.
         """
         octave = _octave(left_ms)
-        margin_ms = self._by_octave.get(octave, 0.0)
-        step = 1.0 - _LATE_SHARE if error_ms > margin_ms else -_LATE_SHARE
-        self._by_octave[octave] = min(max(margin_ms + _MARGIN_STEP_MS * step, 0.0), left_ms / 2)
+        if octave not in self._by_octave:
+            self._by_octave[octave] = RecentQuantile(1.0 - _LATE_SHARE, _ERRORS)
+        self._by_octave[octave].observe(min(error_ms, left_ms))
 
 
 def _octave(left_ms: float) -> int:

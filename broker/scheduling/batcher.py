@@ -7,6 +7,7 @@ when it frees holds everything that waits by then, and an idle executor waits fo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 from broker.scheduling.latency import LatencyModel
 from broker.scheduling.queue import EdfQueue
@@ -33,36 +34,44 @@ def form_batch(
 ) -> FormedBatch:
     """Take the next batch of one model out of its queue.
 
-    Expired requests leave first, and those at the head that would be late even alone: they
-    would cost the executor time that others still can use. Of the rest the largest batch
-    runs whose time, in 95 of 100 runs, keeps the earliest deadline in it; at least one
-    request does, whatever its bytes. Neither the bodies of a batch nor the tensors that it is
-    asked for take more than ``max_bytes``.
+    Expired requests leave first, and those that would be late even alone: they would cost the
+    executor time that others still can use. Of the rest the largest batch runs whose time, on
+    average, keeps the earliest deadline in it; at least one request does, whatever its bytes.
+    (The slow runs were counted at admission. To count them here again would make batches small
+    just when the executor is behind, and put it further behind.) Neither the bodies of a batch
+    nor the tensors that it is asked for take more than ``max_bytes``.
     """
-    hopeless = waiting.pop_expired(now_s)
-    while (head := waiting.earliest()) is not None:
-        ticket = head[1]
-        if ticket.probe or latency.mean_ms(1) <= ticket.left_ms(now_s):
-            break
-        hopeless.append(waiting.pop())
+    hopeless = _pop_hopeless(waiting, now_s, latency.mean_ms(1))
     tickets: list[Ticket] = []
-    if head is not None:
-        size = _largest_in_time(latency, head[1].left_ms(now_s), min(max_batch, len(waiting)))
-        total_bytes = output_bytes = 0
-        while len(tickets) < size:
-            following = waiting.earliest()
-            assert following is not None  # noqa: S101  # size <= len(waiting)
-            total_bytes += len(following[1].item.body)
-            output_bytes += following[1].item.output_bytes
-            if tickets and max(total_bytes, output_bytes) > max_bytes:
-                break
-            tickets.append(waiting.pop())
+    size = _largest_in_time(latency, list(islice(waiting, max_batch)), now_s)
+    total_bytes = output_bytes = 0
+    while len(tickets) < size:
+        following = waiting.earliest()
+        assert following is not None  # noqa: S101  # size <= len(waiting)
+        total_bytes += len(following[1].item.body)
+        output_bytes += following[1].item.output_bytes
+        if tickets and max(total_bytes, output_bytes) > max_bytes:
+            break
+        tickets.append(waiting.pop())
     return FormedBatch(tickets=tickets, hopeless=hopeless)
 
 
-def _largest_in_time(latency: LatencyModel, left_ms: float, most: int) -> int:
-    """The largest batch up to ``most`` that takes at most ``left_ms``; at least 1."""
-    for size in range(most, 1, -1):
-        if latency.high_ms(size) <= left_ms:
+def _pop_hopeless(waiting: EdfQueue[Ticket], now_s: float, alone_ms: float) -> list[Ticket]:
+    """Whoever is late by now, or would be in a batch of one; a probe only by now."""
+    hopeless: list[Ticket] = []
+    for ticket in waiting.pop_expired(now_s + alone_ms / 1e3):
+        if ticket.deadline_s > now_s and (ticket.probe or alone_ms <= ticket.left_ms(now_s)):
+            assert ticket.place is not None  # noqa: S101  # it stood there
+            ticket.place = waiting.push(ticket.deadline_s, ticket, ticket.place.priority)
+        else:
+            hopeless.append(ticket)
+    return hopeless
+
+
+def _largest_in_time(latency: LatencyModel, first: list[Ticket], now_s: float) -> int:
+    """How many of ``first`` can run together so that none is late; 1 of any, 0 of none."""
+    left_ms = list(accumulate((ticket.left_ms(now_s) for ticket in first), min))
+    for size in range(len(first), 1, -1):
+        if latency.mean_ms(size) <= left_ms[size - 1]:
             return size
-    return 1
+    return min(len(first), 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["LatencyModel", "RecentQuantile"]
 
@@ -37,6 +37,11 @@ class RecentQuantile:
             del self._sorted[bisect_left(self._sorted, self._recent[0])]
         self._recent.append(value)
         insort(self._sorted, value)
+
+    @property
+    def recent(self) -> tuple[float, ...]:
+        """The values it is of, oldest first."""
+        return tuple(self._recent)
 
     @property
     def value(self) -> float | None:
@@ -83,6 +88,22 @@ class LatencyModel:
             self._cells[batch].observe(duration_ms)
             return
         self._cells[batch] = _Cell(duration_ms)
+        insort(self._sizes, batch)
+
+    def runs(self) -> Iterator[tuple[int, float, tuple[float, ...]]]:
+        """Batch size, mean and latest runs in milliseconds, of each size that ran."""
+        for batch in self._sizes:
+            cell = self._cells[batch]
+            yield batch, cell.mean_ms, cell.high.recent
+
+    def restore(self, batch: int, mean_ms: float, runs_ms: Sequence[float]) -> None:
+        """Take in what ``runs`` gave, long ago: it is known, and old."""
+        if batch in self._cells or not runs_ms:
+            raise ValueError(f"nothing to restore for a batch of {batch}")
+        cell = self._cells[batch] = _Cell(runs_ms[0])
+        for duration_ms in runs_ms[1:]:
+            cell.high.observe(duration_ms)
+        cell.mean_ms = mean_ms
         insort(self._sizes, batch)
 
     def mean_ms(self, batch: int) -> float:

@@ -1,4 +1,4 @@
-"""Who waits: earliest deadline first.
+"""Who waits: the more important class first, and in a class the earliest deadline.
 
 A sorted array instead of a binary heap: admission asks for every request how many wait with
 an earlier deadline, which is one bisection here and a scan there, and a canceled entry
@@ -7,6 +7,7 @@ leaves at once. At ``limits.MAX_QUEUE`` entries an insertion moves at most 32 Ki
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from itertools import count
@@ -17,15 +18,20 @@ __all__ = ["EdfQueue", "Place"]
 _T = TypeVar("_T")
 
 
-class Place(NamedTuple):
-    """A place in the queue: its deadline, then its turn among equal deadlines."""
+_LAST_TURN = 1 << 62
 
+
+class Place(NamedTuple):
+    """A place in the queue: its class, its deadline, then its turn among equal deadlines."""
+
+    priority: int
+    """1 goes before 2."""
     deadline_s: float
     turn: int
 
 
 class EdfQueue(Generic[_T]):
-    """Entries in the order of their deadlines; equal ones in the order they came.
+    """Entries by class and deadline; equal ones in the order they came.
 
     Times are seconds of one monotonic clock, of the caller's choice.
     """
@@ -41,9 +47,9 @@ class EdfQueue(Generic[_T]):
     def __iter__(self) -> Iterator[_T]:
         return (self._entries[place] for place in self._places)
 
-    def push(self, deadline_s: float, entry: _T) -> Place:
+    def push(self, deadline_s: float, entry: _T, priority: int = 1) -> Place:
         """Add an entry; the place is what ``remove`` takes."""
-        place = Place(deadline_s, next(self._turns))
+        place = Place(priority, deadline_s, next(self._turns))
         insort(self._places, place)
         self._entries[place] = entry
         return place
@@ -56,24 +62,29 @@ class EdfQueue(Generic[_T]):
         return True
 
     def earliest(self) -> tuple[Place, _T] | None:
-        """The entry whose deadline comes first, left in place; None when empty."""
+        """The entry that goes first, left in place; None when empty."""
         if not self._places:
             return None
         place = self._places[0]
         return place, self._entries[place]
 
     def pop(self) -> _T:
-        """Take out the entry whose deadline comes first. ``IndexError`` when empty."""
+        """Take out the entry that goes first. ``IndexError`` when empty."""
         place = self._places.pop(0)
         return self._entries.pop(place)
 
     def pop_expired(self, now_s: float) -> list[_T]:
         """Take out every entry whose deadline is not after ``now_s``."""
-        end = bisect_left(self._places, Place(now_s, 1 << 62))
-        expired = [self._entries.pop(place) for place in self._places[:end]]
-        del self._places[:end]
+        expired: list[_T] = []
+        start = 0
+        while start < len(self._places):
+            priority = self._places[start].priority
+            end = bisect_left(self._places, Place(priority, now_s, _LAST_TURN))
+            expired += (self._entries.pop(place) for place in self._places[start:end])
+            del self._places[start:end]
+            start = bisect_left(self._places, Place(priority + 1, -math.inf, 0))
         return expired
 
-    def count_before(self, deadline_s: float) -> int:
-        """How many would go first if one with this deadline came now."""
-        return bisect_left(self._places, Place(deadline_s, 1 << 62))
+    def count_before(self, deadline_s: float, priority: int = 1) -> int:
+        """How many would go first if one of this deadline and class came now."""
+        return bisect_left(self._places, Place(priority, deadline_s, _LAST_TURN))

@@ -13,8 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 from broker.executors.base import BatchItem, Executor
 from broker.models.servable import ModelKey
@@ -26,53 +25,26 @@ from broker.scheduling.admission import (
     wants_probe,
 )
 from broker.scheduling.batcher import form_batch
+from broker.scheduling.bounds import Bounds
+from broker.scheduling.lane import Lane, warm_up
 from broker.scheduling.latency import LatencyModel
-from broker.scheduling.queue import EdfQueue
-from broker.scheduling.ticket import Answer, Ticket
+from broker.scheduling.observer import Observer
+from broker.scheduling.shares import Shares
+from broker.scheduling.ticket import DEFAULT_PRIORITY, Answer, Caller, Ticket
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
     BrokerFault,
     DeadlineExceeded,
-    ModelLoadError,
     NearfarError,
     Overloaded,
 )
 
-__all__ = ["Observer", "Scheduler"]
+__all__ = ["Scheduler"]
 
 _LOG = logging.getLogger(__name__)
-_WARM_UP_BUDGET_MS = 2_000.0
 _LATE_UPLOAD_S = 0.001
+_ANYBODY = Caller()
 _SHUTTING_DOWN = "the broker is shutting down: use another one, or answer on the device"
-
-
-class Observer(Protocol):
-    """Told what happens, for metrics. Quick, and raises nothing."""
-
-    def batch_ran(self, model: ModelKey, images: int, duration_ms: float) -> None:
-        """A batch came back."""
-
-    def batch_lost(self, model: ModelKey, images: int) -> None:
-        """A batch failed as a whole."""
-
-    def dropped(self, model: ModelKey) -> None:
-        """A request left the queue because it would be late."""
-
-
-@dataclass(slots=True)
-class _Lane:
-    """What the scheduler knows of one model."""
-
-    max_batch: int
-    latency: LatencyModel = field(default_factory=LatencyModel)
-    uploading: EdfQueue[Ticket] = field(default_factory=EdfQueue)
-    waiting: EdfQueue[Ticket] = field(default_factory=EdfQueue)
-
-    def count_before(self, deadline_s: float) -> int:
-        return self.uploading.count_before(deadline_s) + self.waiting.count_before(deadline_s)
-
-    def __len__(self) -> int:
-        return len(self.uploading) + len(self.waiting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +75,13 @@ class Scheduler:
         self._executor = executor
         caps = largest or {}
         self._lanes = {
-            model: _Lane(max_batch=min(max_batch, caps.get(model, max_batch))) for model in models
+            model: Lane(max_batch=min(max_batch, caps.get(model, max_batch))) for model in models
         }
         self._observer = observer
-        self._max_queue = max_queue
         self._clock = clock
         self._margin = Margin()
-        self._upload_bytes = 0
+        self._shares = Shares()
+        self._bounds = Bounds(max_queue)
         self._running: _Running | None = None
         self._draining = False
         self._work = asyncio.Event()
@@ -119,15 +91,20 @@ class Scheduler:
 
     @contextlib.contextmanager
     def admitted(
-        self, model: ModelKey, deadline_s: float, upload_bytes: int, upload_ms: float = 0.0
+        self,
+        model: ModelKey,
+        deadline_s: float,
+        upload_bytes: int,
+        upload_ms: float = 0.0,
+        caller: Caller = _ANYBODY,
     ) -> Iterator[Ticket]:
         """A ticket for the length of the block; its place is free again afterwards.
 
         ``upload_bytes``: what the body may have at most; ``upload_ms``: how long it will
-        take at least. Raises ``DeadlineExceeded`` or ``Overloaded`` when the deadline cannot
-        be kept, and ``Overloaded`` at a bound.
+        take at least; ``caller``: on whose account. Raises ``DeadlineExceeded`` or
+        ``Overloaded`` when the deadline cannot be kept, and ``Overloaded`` at a bound.
         """
-        ticket = self._admit(model, deadline_s, upload_bytes, upload_ms)
+        ticket = self._admit(model, deadline_s, upload_bytes, upload_ms, caller)
         try:
             yield ticket
         finally:
@@ -147,7 +124,7 @@ class Scheduler:
         ticket.outcome = future
         ticket.queued_s = self._clock()
         ticket.uploaded_late = ticket.queued_s > ticket.predicted_start_s + _LATE_UPLOAD_S
-        ticket.place = lane.waiting.push(ticket.deadline_s, ticket)
+        ticket.place = lane.waiting.push(ticket.deadline_s, ticket, ticket.caller.priority)
         self._work.set()
         outcome = await future
         if isinstance(outcome, NearfarError):
@@ -156,41 +133,86 @@ class Scheduler:
 
     def queue_delay_ms(self, model: ModelKey) -> int:
         """Predicted wait of a new request behind all others, for ``X-Queue-Delay-Ms``."""
-        wait_ms = self._forecast(model, math.inf, 0.0, self._clock()).wait_ms
+        forecast = self._forecast(model, math.inf, 0.0, self._clock(), DEFAULT_PRIORITY)
+        wait_ms = forecast.wait_ms
         return math.ceil(min(wait_ms, limits.MAX_DEADLINE_MS))
+
+    @property
+    def upload_bytes(self) -> int:
+        """What the bodies under way may have, all together."""
+        return self._bounds.upload_bytes
+
+    def capacity_per_s(self, model: ModelKey) -> float:
+        """Requests a second with full batches and no other model; 0 when nothing ran yet."""
+        work_ms = self._lanes[model].work_ms
+        return 1e3 / work_ms if work_ms > 0.0 else 0.0
 
     def queued(self, model: ModelKey) -> int:
         """Requests that upload or wait."""
         return len(self._lanes[model])
 
-    def _admit(
-        self, model: ModelKey, deadline_s: float, upload_bytes: int, upload_ms: float
-    ) -> Ticket:
-        if self._draining:
-            raise Overloaded(_SHUTTING_DOWN)
-        if sum(len(lane) for lane in self._lanes.values()) >= self._max_queue:
-            raise Overloaded(f"{self._max_queue} requests wait already: ask again later")
-        if self._upload_bytes + upload_bytes > limits.MAX_UPLOAD_BYTES_IN_FLIGHT:
-            raise Overloaded("too many bytes are being uploaded already: ask again later")
+    def quote(
+        self, model: ModelKey, deadline_s: float, upload_ms: float, caller: Caller
+    ) -> tuple[Forecast, NearfarError | None]:
+        """What a request asked for now could expect, and why it would be refused; None: not.
+
+        Nothing is admitted and nothing counted.
+        """
         now_s = self._clock()
-        ticket = Ticket(model=model, deadline_s=deadline_s, upload_bytes=upload_bytes)
+        left_ms = (deadline_s - now_s) * 1e3
+        flow = self._shares.flow(caller.priority, caller.tenant, caller.weight, left_ms, now_s)
+        fair_ms = self._shares.wait_ms(flow, left_ms, now_s)
+        predicted = self._forecast(model, deadline_s, upload_ms, now_s, caller.priority, fair_ms)
+        error = self._bound_passed(caller, 0)
+        margin_ms = self._margin.for_deadline(left_ms)
+        return predicted, error or refusal(predicted, left_ms, margin_ms)
+
+    def _bound_passed(self, caller: Caller, upload_bytes: int) -> Overloaded | None:
+        if self._draining:
+            return Overloaded(_SHUTTING_DOWN)
+        queued = sum(len(lane) for lane in self._lanes.values())
+        return self._bounds.passed(caller, upload_bytes, queued)
+
+    def _admit(
+        self,
+        model: ModelKey,
+        deadline_s: float,
+        upload_bytes: int,
+        upload_ms: float,
+        caller: Caller,
+    ) -> Ticket:
+        error: NearfarError | None = self._bound_passed(caller, upload_bytes)
+        if error is not None:
+            raise error
+        now_s = self._clock()
+        lane = self._lanes[model]
+        ticket = Ticket(
+            model=model, deadline_s=deadline_s, upload_bytes=upload_bytes, caller=caller
+        )
         left_ms = ticket.left_ms(now_s)
-        predicted = self._forecast(model, deadline_s, upload_ms, now_s)
+        flow = self._shares.flow(caller.priority, caller.tenant, caller.weight, left_ms, now_s)
+        fair_ms = self._shares.wait_ms(flow, left_ms, now_s)
+        predicted = self._forecast(model, deadline_s, upload_ms, now_s, caller.priority, fair_ms)
+        ticket.work_ms = lane.work_ms
+        if predicted.idle_finish_ms <= left_ms:  # what nobody can do is no demand
+            flow.ask(ticket.work_ms, now_s)
         error = refusal(predicted, left_ms, self._margin.for_deadline(left_ms))
         if error is not None:
-            lane = self._lanes[model]
             ticket.probe = left_ms > 0 and self._idle() and wants_probe(lane.latency, now_s)
             if not ticket.probe:
                 raise error
         ticket.left_at_admission_ms = left_ms
         ticket.predicted_start_s = now_s + predicted.start_ms / 1e3
         ticket.predicted_finish_s = now_s + predicted.finish_ms / 1e3
-        ticket.place = self._lanes[model].uploading.push(deadline_s, ticket)
-        self._upload_bytes += upload_bytes
+        ticket.place = lane.uploading.push(deadline_s, ticket, caller.priority)
+        ticket.flow = flow
+        self._shares.admit(flow, ticket.work_ms)
+        self._bounds.take(ticket)
         return ticket
 
     def _release(self, ticket: Ticket) -> None:
-        self._upload_bytes -= ticket.upload_bytes
+        self._bounds.give_back(ticket)
+        self._leave(ticket)
         if ticket.place is None:
             return
         lane = self._lanes[ticket.model]
@@ -199,22 +221,40 @@ class Scheduler:
         elif lane.waiting.remove(ticket.place) and self._clock() >= ticket.deadline_s:
             self._dropped(ticket)  # its caller stopped waiting at the deadline
 
+    def _leave(self, ticket: Ticket, *, dispatched: bool = False) -> None:
+        """It waits no more: its work leaves the account, once."""
+        flow, ticket.flow = ticket.flow, None
+        if flow is None:
+            return
+        if dispatched:
+            self._shares.dispatch(flow.priority, ticket.work_ms)
+        else:
+            self._shares.leave(flow, ticket.work_ms)
+
     def _forecast(
-        self, model: ModelKey, deadline_s: float, upload_ms: float, now_s: float
+        self,
+        model: ModelKey,
+        deadline_s: float,
+        upload_ms: float,
+        now_s: float,
+        priority: int,
+        fair_ms: float = 0.0,
     ) -> Forecast:
         lane = self._lanes[model]
         others_ms = sum(
-            other.latency.drain_ms(other.count_before(deadline_s), other.max_batch)
+            other.latency.drain_ms(other.count_before(deadline_s, priority), other.max_batch)
             for other in self._lanes.values()
             if other is not lane and len(other)
         )
         return forecast(
             lane.latency,
-            ahead=lane.count_before(deadline_s),
+            ahead=lane.count_before(deadline_s, priority),
             others_ms=others_ms,
             residual_ms=self._residual_ms(now_s),
             upload_ms=upload_ms,
             max_batch=lane.max_batch,
+            fair_ms=fair_ms,
+            recent_batch=self._running.images if self._running is not None else 0,
         )
 
     def _residual_ms(self, now_s: float) -> float:
@@ -238,6 +278,15 @@ class Scheduler:
 
     # The loop ------------------------------------------------------------------
 
+    def remember(self, recall: Callable[[ModelKey], LatencyModel | None]) -> None:
+        """Begin with what was learned before, where ``recall`` knows it."""
+        for model, lane in self._lanes.items():
+            lane.latency = recall(model) or lane.latency
+
+    def learned(self) -> dict[ModelKey, LatencyModel]:
+        """T(b) of each model, as far as it is known."""
+        return {model: lane.latency for model, lane in self._lanes.items()}
+
     async def warm_up(self, bodies: Mapping[ModelKey, bytes]) -> None:
         """Run each model a few times, so that T(b) is known before the first request.
 
@@ -245,24 +294,7 @@ class Scheduler:
         answer it.
         """
         for model, lane in self._lanes.items():
-            item = BatchItem(bodies[model])
-            await self._measure(model, lane, item, 1)
-            lane.latency = LatencyModel()  # the first run pays for caches and allocations
-            await self._measure(model, lane, item, 1)
-            full = lane.max_batch
-            if full > 1 and lane.latency.mean_ms(full) <= _WARM_UP_BUDGET_MS:
-                await self._measure(model, lane, item, full)
-
-    async def _measure(self, model: ModelKey, lane: _Lane, item: BatchItem, size: int) -> None:
-        started_s = self._clock()
-        outcome = await self._executor.run(model, [item] * size)
-        now_s = self._clock()
-        for result in outcome.results:
-            if isinstance(result, NearfarError):
-                raise ModelLoadError(
-                    f"{model.name!r} loads but fails on a plain request: {result.detail}"
-                )
-        lane.latency.observe(size, (now_s - started_s) * 1e3, now_s)
+            await warm_up(lane, self._executor, model, bodies[model], self._clock)
 
     def start(self) -> asyncio.Task[None]:
         """Begin to run what is submitted. The task ends only by ``close``, or by a bug."""
@@ -301,8 +333,11 @@ class Scheduler:
                 max_bytes=limits.MAX_BATCH_BYTES,
             )
             for ticket in formed.hopeless:
+                self._leave(ticket)
                 self._dropped(ticket)
                 _settle(ticket, DeadlineExceeded("the deadline would pass before the answer"))
+            for ticket in formed.tickets:
+                self._leave(ticket, dispatched=ticket.still_wanted)
             tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
             if tickets:
                 await self._run(model, lane, tickets)
@@ -311,10 +346,13 @@ class Scheduler:
         """An admitted request left the queue unanswered, as it would be late."""
         self._observer.dropped(ticket.model)
         if not ticket.uploaded_late:
-            self._margin.observe(ticket.left_at_admission_ms, math.inf)
+            # It would have come at the earliest now, alone.
+            finish_s = self._clock() + self._lanes[ticket.model].latency.mean_ms(1) / 1e3
+            error_ms = (finish_s - ticket.predicted_finish_s) * 1e3
+            self._margin.observe(ticket.left_at_admission_ms, error_ms)
 
     def _most_urgent(self) -> ModelKey | None:
-        """The model whose earliest deadline comes first."""
+        """The model whose head goes first: by class, then by deadline."""
         heads = [
             (head[0], model)
             for model, lane in self._lanes.items()
@@ -322,7 +360,7 @@ class Scheduler:
         ]
         return min(heads)[1] if heads else None
 
-    async def _run(self, model: ModelKey, lane: _Lane, tickets: list[Ticket]) -> None:
+    async def _run(self, model: ModelKey, lane: Lane, tickets: list[Ticket]) -> None:
         started_s = self._clock()
         self._running = _Running(model, len(tickets), started_s)
         batch = [ticket.item for ticket in tickets]

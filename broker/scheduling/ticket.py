@@ -9,12 +9,27 @@ from typing import Final
 from broker.executors.base import BatchItem, TensorAnswer
 from broker.models.servable import ModelKey
 from broker.scheduling.queue import Place
+from broker.scheduling.shares import Flow
 from edge_runtime.contract.errors import BrokerFault, NearfarError
 from edge_runtime.contract.wire import EncodedAnswer
 
-__all__ = ["Answer", "Ticket"]
+__all__ = ["DEFAULT_PRIORITY", "LOWEST_PRIORITY", "Answer", "Caller", "Ticket"]
+
+DEFAULT_PRIORITY: Final = 2
+LOWEST_PRIORITY: Final = 3
+"""1 is the highest: while one of a class waits, none of the classes below it starts."""
 
 _NOTHING: Final = BatchItem(b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose account a request runs."""
+
+    tenant: str = ""
+    weight: float = 1.0
+    """Its share of the device beside other tenants."""
+    priority: int = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +62,11 @@ class Ticket:
     deadline_s: float
     """On the scheduler's clock."""
     upload_bytes: int
+    caller: Caller = Caller()
+    flow: Flow | None = None
+    """Whose backlog it is in, while it uploads or waits."""
+    work_ms: float = 0.0
+    """What it takes of the device, in a full batch."""
     left_at_admission_ms: float = 0.0
     predicted_start_s: float = 0.0
     predicted_finish_s: float = 0.0

@@ -15,6 +15,7 @@ from typing import Any
 from converters.formats.float_region import arithmetic_region
 from converters.formats.tflite_export import AROUND, NET
 from converters.formats.tflite_file import operator_names, read_model
+from converters.formats.tflite_hard_swish import split_hard_swish
 from converters.ranges import MINMAX, Histogram, RangeMethod
 from edge_runtime.contract.errors import ConversionError
 from edge_runtime.contract.manifest import Precision
@@ -61,19 +62,21 @@ def quantize(
     """
     from ai_edge_quantizer import quantizer
 
+    rewrites: tuple[str, ...] = ()
+    values = list(inputs) if precision in _STATIC else []
+    if precision == "int8":
+        data, rewrites = _delegated(data, [] if post_processed else values)
     worker = quantizer.Quantizer(bytearray(data))
     worker.load_quantization_recipe(_recipe(precision))
     scopes, kept = kept_operators(data, keep, post_processed=post_processed)
-    rewrites: tuple[str, ...] = ()
     if precision in _STATIC:
         computed, final = statistics(data), final_activations(data)
         scopes += computed + final
         named = {"statistics_in_float": computed, "final_activation_in_float": final}
-        rewrites = tuple(name for name, found in named.items() if found)
+        rewrites += tuple(name for name, found in named.items() if found)
     _leave_in_float(worker, scopes)
     ranges = None
     if precision in _STATIC:
-        values = list(inputs)
         ranges = _ranges(data, worker, values)
         if precision == "int8" and method.kind != "minmax":
             _clip(ranges, data, values, method)
@@ -81,6 +84,34 @@ def quantize(
     if not result:
         raise ConversionError("ai-edge-quantizer gave no model: report this model")
     return QuantizedFile(data=bytes(result), kept=kept, rewrites=rewrites)
+
+
+def _delegated(data: bytes, inputs: list[Any]) -> tuple[bytes, tuple[str, ...]]:
+    """The same float net in operators that have 8-bit kernels, checked on the first input.
+
+    Not behind NMS or argmax, where a last bit decides which box or class comes out.
+    """
+    from converters.rewrites.fold import check_equal
+
+    changed, count = split_hard_swish(data)
+    if not count:
+        return data, ()
+    if inputs:
+        before, after = _answers(data, inputs[0]), _answers(changed, inputs[0])
+        check_equal("split_hard_swish", before, after)
+    return changed, ("split_hard_swish",)
+
+
+def _answers(data: bytes, values: Any) -> tuple[Any, ...]:
+    import torch
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=data, num_threads=1)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], values)
+    interpreter.invoke()
+    details = interpreter.get_output_details()
+    return tuple(torch.from_numpy(interpreter.get_tensor(one["index"])) for one in details)
 
 
 def _recipe(precision: Precision) -> Any:

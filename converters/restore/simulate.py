@@ -15,6 +15,7 @@ Rounding passes gradients on unchanged inside the range and stops them outside
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -150,7 +151,7 @@ def snap_weights(model: QuantizedModel) -> int:
     return len(done)
 
 
-class _Mode(TorchFunctionMode):
+class _Mode(TorchFunctionMode, ABC):
     """Counts tracked calls, rounds weights before them and hands over their results."""
 
     def __init__(self, tape: Tape, levels: int | None, layers: Collection[str] | None) -> None:
@@ -203,9 +204,9 @@ class _Mode(TorchFunctionMode):
             return (args[0], rounded, *args[2:]), kwargs
         return args, {**kwargs, "weight": rounded}
 
+    @abstractmethod
     def stored(self, index: int, result: torch.Tensor) -> torch.Tensor:
         """What the next function gets in the place of ``result``."""
-        raise NotImplementedError
 
 
 class _Measuring(_Mode):

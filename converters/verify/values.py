@@ -15,10 +15,20 @@ from numpy.typing import NDArray
 
 from converters.jobs import VariantRun
 
-__all__ = ["READERS", "Value", "as_reference", "declared_range", "sampled"]
+__all__ = [
+    "READERS",
+    "Value",
+    "as_reference",
+    "declared_in_program",
+    "declared_range",
+    "sampled",
+]
 
 _SAMPLE = 8191
 """A prime: evenly spaced places then meet every row, column and channel alike."""
+
+_SAME_SCALE = 1e-3
+"""Relative: scales are stored in half precision."""
 
 Array = NDArray[np.float32]
 
@@ -102,22 +112,11 @@ def _coreml_values(item: VariantRun, batch: NDArray[Any]) -> Iterator[Value]:
     from edge_runtime.runtimes.mil.program import read_program
 
     program = read_program(Path(item.path))
-    ranges: dict[str, tuple[float, float]] = {}
-    for operation in program.operations:
-        if operation.op_type != "dequantize":
-            continue
-        scale, zero = operation.inputs["scale"], operation.inputs.get("zero_point")
-        source = operation.inputs["input"]
-        kind = _integer(program, getattr(source, "name", ""))
-        if kind is None or getattr(scale, "val", None) is None:
-            continue
-        offset = 0 if zero is None else int(np.asarray(getattr(zero, "val", 0)).item())
-        step = float(np.asarray(getattr(scale, "val", 0.0)).item())
-        ranges[operation.outputs[0][0]] = declared_range(step, offset, kind)
+    ranges, foreign = declared_in_program(program)
     values: list[Value] = []
 
     def observe(name: str, value: Any) -> None:
-        if value.is_floating_point():
+        if value.is_floating_point() and name not in foreign:
             low, high = ranges.get(name, (None, None))
             values.append(Value(value.detach().float().numpy().copy(), low, high))
 
@@ -126,13 +125,47 @@ def _coreml_values(item: VariantRun, batch: NDArray[Any]) -> Iterator[Value]:
     yield from values
 
 
-def _integer(program: Any, name: str) -> np.dtype[Any] | None:
-    """The 8-bit type of the value ``name``, when a ``quantize`` makes it."""
+def declared_in_program(program: Any) -> tuple[dict[str, tuple[float, float]], set[str]]:
+    """The range of each ``dequantize`` output, and the outputs that are in other units.
+
+    Core ML adds integers on one scale: coremltools reads both terms of a sum with scales of
+    which one is 1, and stores the sum accordingly. Such a term is the value that its
+    ``quantize`` stored, times a factor; its range says nothing.
+    """
+    stored = {
+        name: (operation.inputs["scale"], np.dtype(kind.dtype))
+        for operation in program.operations
+        if operation.op_type == "quantize"
+        for name, kind in operation.outputs
+    }
+    users: dict[str, set[str]] = {}
     for operation in program.operations:
-        for output, kind in operation.outputs:
-            if output == name and operation.op_type == "quantize":
-                return np.dtype(kind.dtype)
-    return None
+        for operand in operation.inputs.values():
+            for one in operand if isinstance(operand, tuple) else (operand,):
+                users.setdefault(one.name, set()).add(operation.op_type)
+    ranges: dict[str, tuple[float, float]] = {}
+    foreign: set[str] = set()
+    for operation in program.operations:
+        source = getattr(operation.inputs.get("input"), "name", "")
+        scale, zero = operation.inputs.get("scale"), operation.inputs.get("zero_point")
+        if operation.op_type != "dequantize" or source not in stored:
+            continue
+        if getattr(scale, "val", None) is None:
+            continue
+        before, kind = stored[source]
+        step, known = _number(scale, 0.0), _number(before, 0.0)
+        output = operation.outputs[0][0]
+        if abs(step - known) > _SAME_SCALE * known and users.get(output) == {"add"}:
+            foreign.add(output)
+            continue
+        ranges[output] = declared_range(step, int(_number(zero, 0)), kind)
+    return ranges, foreign
+
+
+def _number(operand: Any, default: float) -> float:
+    """A constant argument's value; ``default`` where there is none."""
+    value = getattr(operand, "val", None)
+    return float(default if value is None else np.asarray(value).item())
 
 
 def _torchscript_values(item: VariantRun, batch: NDArray[Any]) -> Iterator[Value]:

@@ -31,8 +31,12 @@
     │   ├── Unauthorized            no key, or not a valid one
     │   ├── ModelNotFound           the broker has no such model
     │   ├── RequestRejected         the broker found the request wrong (4xx)
-    │   ├── Overloaded              the broker said no (429, 503)
+    │   ├── Overloaded              the broker said no (503)
+    │   │   └── RateLimited         this key asks too often (429)
     │   ├── WorkerLost              the process that ran the model died
+    │   ├── JobNotFound             the broker has no such job, or not any more
+    │   ├── JobNotReady             the job has no answer yet
+    │   ├── JobCanceled             the job was canceled before its answer
     │   └── BrokerFault             the broker failed (5xx, or made no sense)
     └── ConversionError             from a trained model to a bundle
         ├── SourceError             the model cannot be built
@@ -72,6 +76,9 @@ __all__ = [
     "ImageTooLarge",
     "ImageUnreadable",
     "InferenceError",
+    "JobCanceled",
+    "JobNotFound",
+    "JobNotReady",
     "LabelsMismatch",
     "LimitExceeded",
     "ManifestError",
@@ -83,6 +90,7 @@ __all__ = [
     "NetworkUnreachable",
     "Overloaded",
     "PrecisionRefused",
+    "RateLimited",
     "ReferenceMissing",
     "RemoteError",
     "RequestRejected",
@@ -305,10 +313,36 @@ class Overloaded(RemoteError):
     code = "overloaded"
 
 
+class RateLimited(Overloaded):
+    """This key makes more requests than it may."""
+
+    code = "rate_limited"
+
+
 class WorkerLost(RemoteError):
     """The process that ran the model died or hung; another one takes its place."""
 
     code = "worker_lost"
+
+
+class JobNotFound(RemoteError):
+    """The broker has no job of this id for this caller, or has it no more."""
+
+    code = "job_not_found"
+    retryable = False
+
+
+class JobNotReady(RemoteError):
+    """The job has no answer yet."""
+
+    code = "job_not_ready"
+
+
+class JobCanceled(RemoteError):
+    """The job was canceled before it had an answer."""
+
+    code = "job_canceled"
+    retryable = False
 
 
 class BrokerFault(RemoteError):

@@ -131,6 +131,26 @@ MAX_REPLAY_BYTES: Final = 64 * 2**20
 REPLAY_TTL_MS: Final = 60_000
 """How long an answer is kept for a retry."""
 
+# Jobs -------------------------------------------------------------------------
+MAX_JOBS: Final = 1024
+"""Jobs that wait or run, of all tenants together. ``Overloaded``."""
+MAX_JOBS_PER_TENANT: Final = 64
+"""Jobs of one tenant that wait or run. ``Overloaded``."""
+MAX_JOB_BYTES: Final = 256 * 2**20
+"""Bodies of jobs that wait or run, of all tenants together. ``Overloaded``."""
+MAX_JOB_RESULT_BYTES: Final = 256 * 2**20
+"""Answers kept, of all tenants together; the oldest is forgotten first."""
+MAX_ENDED_JOBS: Final = 4096
+"""Ended jobs that are remembered, of all tenants together; the oldest is forgotten first."""
+JOB_RESULT_TTL_MS: Final = 3_600_000
+"""How long an ended job and its answer are kept."""
+MAX_JOB_ATTEMPTS: Final = 3
+"""Runs of one job whose worker was lost, or whose broker stopped. The job has failed then."""
+MAX_JOB_STREAMS_PER_TENANT: Final = 64
+"""Open event streams of one tenant. ``Overloaded``."""
+JOB_HEARTBEAT_MS: Final = 15_000
+"""A comment is sent on an event stream after so long without an event."""
+
 # Models to convert --------------------------------------------------------------
 MAX_WEIGHTS_BYTES: Final = 4 * 2**30
 """A file of trained weights, unpacked: a billion numbers in 32 bits. ``SourceError``."""

@@ -44,6 +44,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_SEED_BODY_BYTES",
     "PICTURE_HEADERS",
+    "PRIORITY_HEADER",
     "PROBLEM_MEDIA_TYPE",
     "QUEUE_DELAY_HEADER",
     "REQUEST_ID_HEADER",
@@ -75,6 +76,7 @@ __all__ = [
 DEADLINE_HEADER: Final = "X-Deadline-Ms"
 REQUEST_ID_HEADER: Final = "X-Request-Id"
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
+PRIORITY_HEADER: Final = "X-Priority"
 QUEUE_DELAY_HEADER: Final = "X-Queue-Delay-Ms"
 SERVER_TIMING_HEADER: Final = "Server-Timing"
 JSON_MEDIA_TYPE: Final = "application/json"

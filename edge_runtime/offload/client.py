@@ -14,6 +14,7 @@ import io
 import socket
 import ssl
 import time
+from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +77,23 @@ class AiohttpTransport:
                     first_byte_ms=first_byte_ms,
                     body_ms=(time.perf_counter() - started) * 1e3 - first_byte_ms,
                 )
+        except Exception as error:
+            raise translate(error, self._url) from error
+
+    async def stream(self, request: HttpRequest) -> AsyncGenerator[bytes, None]:
+        """The body of a 200 answer as it comes. Raises ``RemoteError`` or ``WireError``."""
+        session = self._session or self._open()
+        try:
+            async with session.request(
+                request.method,
+                self._url + request.path,
+                headers=request.headers,
+                allow_redirects=False,
+            ) as response:
+                if response.status != 200:
+                    raise WireError(f"{self._url} answered HTTP {response.status} to a stream")
+                async for piece in response.content.iter_any():
+                    yield piece
         except Exception as error:
             raise translate(error, self._url) from error
 

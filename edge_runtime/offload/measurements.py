@@ -24,6 +24,7 @@ from edge_runtime.estimators.transfer import (
     upload_ms,
     wire_bytes,
 )
+from edge_runtime.memory import Memory
 from edge_runtime.offload.transport import HttpResponse, UploadReceipt
 from edge_runtime.policies.base import CloudOutlook, LinkOutlook
 
@@ -43,19 +44,54 @@ class Measurements:
     Times are seconds of one monotonic clock.
     """
 
-    def __init__(self, link_type: str) -> None:
-        self.path = PathEstimator.prior(link_type)
+    def __init__(
+        self,
+        link_type: str,
+        network_id: str | None = None,
+        *,
+        memory: Memory | None = None,
+        broker: str = "",
+    ) -> None:
+        self._memory = memory
+        self._broker = broker
+        self._network_id = network_id
+        self.recalled = False
+        """The belief began with what the network taught earlier."""
+        self.path = self._begin(link_type)
 
-    def on_link(self, link_type: str) -> bool:
-        """Another link type forgets the old link's samples; ``unknown`` changes nothing.
+    def on_link(self, link_type: str, network_id: str | None = None) -> bool:
+        """Another link type, or network, has its own samples; ``unknown`` changes nothing.
 
         Returns whether it is another one.
         """
-        if link_type in ("unknown", "none", self.path.link_type):
+        if link_type in ("unknown", "none"):
             return False
-        fresh = PathEstimator.prior(link_type)
-        self.path = msgspec.structs.replace(fresh, cloud=self.path.cloud)
+        known = network_id is not None and self._network_id is not None
+        if link_type == self.path.link_type and (not known or network_id == self._network_id):
+            self._network_id = network_id or self._network_id
+            return False
+        self.keep()
+        self._network_id = network_id
+        self.path = msgspec.structs.replace(self._begin(link_type), cloud=self.path.cloud)
         return True
+
+    def keep(self) -> None:
+        """Put what this network taught into the memory."""
+        if self._memory is not None:
+            self._memory.learned(self.path, time.monotonic(), self._network_id, self._broker)
+
+    def _begin(self, link_type: str) -> PathEstimator:
+        memory = self._memory
+        known = memory and memory.recall(link_type, self._network_id, self._broker)
+        self.recalled = known is not None
+        return known or PathEstimator.prior(link_type)
+
+    @property
+    def origin(self) -> str | None:
+        """A reason code: what the belief began with; None: no memory is kept."""
+        if self._memory is None:
+            return None
+        return "network_remembered" if self.recalled else self._memory.fault or "network_new"
 
     def outlook(
         self, now_s: float, *, warm: bool, setup_round_trips: int, in_flight_bytes: int
@@ -83,6 +119,7 @@ class Measurements:
             fresh_share=belief.fresh_share,
             long_run_mean=belief.long_run_mean,
             long_run_deviation=belief.long_run_deviation,
+            origin=self.origin,
         )
 
     def cloud_outlook(self, now_s: float) -> CloudOutlook:

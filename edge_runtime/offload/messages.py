@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Annotated, Final
 from uuid import uuid4
 
 import msgspec
@@ -50,9 +50,12 @@ from edge_runtime.offload.transport import HttpRequest, HttpResponse, UploadRece
 
 __all__ = [
     "CloudReply",
+    "Load",
     "Refusal",
     "accept_header",
+    "decode_load",
     "health_request",
+    "load_request",
     "models_request",
     "predict_request",
     "read_answer",
@@ -89,6 +92,36 @@ def models_request(api_key: str | None) -> HttpRequest:
         headers=_headers(api_key),
         max_answer_bytes=_MAX_SMALL_ANSWER,
     )
+
+
+def load_request(api_key: str | None) -> HttpRequest:
+    """How busy is the broker?"""
+    return HttpRequest(
+        method="GET",
+        path="/v1/load",
+        headers=_headers(api_key),
+        max_answer_bytes=_MAX_SMALL_ANSWER,
+    )
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What of ``GET /v1/load`` counts here; other keys are ignored."""
+
+    queue_delay_ms: Annotated[float, msgspec.Meta(ge=0, le=limits.MAX_DEADLINE_MS)]
+    draining: bool = False
+
+
+_load_decoder = msgspec.json.Decoder(Load)
+
+
+def decode_load(response: HttpResponse) -> Load | None:
+    """The broker's load; None where it does not say, or makes no sense: it is a hint."""
+    if response.status != 200:
+        return None
+    try:
+        return _load_decoder.decode(response.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def accept_header(task: Task, image_type: PictureType) -> str:

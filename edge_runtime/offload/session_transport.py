@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import msgspec
@@ -103,6 +104,10 @@ class SessionTransport:
         if session is None:
             return await self._post(request, deadline_s)
         return await _exchange(session, frame, request, deadline_s)
+
+    def stream(self, request: HttpRequest) -> AsyncGenerator[bytes, None]:
+        """As the HTTP transport does."""
+        return self._http.stream(request)
 
     async def aclose(self) -> None:
         """Close the session, then every connection."""

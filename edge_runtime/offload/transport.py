@@ -6,7 +6,7 @@ tests script. All methods run on the runtime's network thread, in its event loop
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -47,7 +47,7 @@ class UploadReceipt:
 class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request; ``path`` starts with ``/`` and is relative to the broker's URL."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     headers: Mapping[str, str]
     body: bytes = b""
@@ -93,6 +93,18 @@ class Transport(Protocol):
 
     async def aclose(self) -> None:
         """Close every connection."""
+
+
+@runtime_checkable
+class StreamsAnswers(Protocol):
+    """A transport that can hand on an answer while it comes."""
+
+    def stream(self, request: HttpRequest) -> AsyncGenerator[bytes, None]:
+        """The body of a 200 answer, piece by piece; ``max_answer_bytes`` bounds no piece.
+
+        Closing the generator closes the connection. Raises ``RemoteError``, or
+        ``WireError`` for any other status.
+        """
 
 
 class PathListener(Protocol):

@@ -9,38 +9,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import Any, TypeVar
 
 import msgspec
 
 from edge_runtime.contract.errors import (
-    BrokerFault,
     DeadlineExceeded,
     LabelsMismatch,
     ModelNotFound,
-    NearfarError,
     NetworkUnreachable,
     WireError,
 )
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import ModelRef, PictureType, ServerTiming
-from edge_runtime.offload.discovery import Expected, ServedModel, choose_model, decode_models
-from edge_runtime.offload.health import Health
+from edge_runtime.memory import Memory
+from edge_runtime.offload.contact import Contact
+from edge_runtime.offload.discovery import Expected, ServedModel
 from edge_runtime.offload.loop import LoopThread
-from edge_runtime.offload.measurements import Measurements, PathReports
+from edge_runtime.offload.measurements import Measurements
 from edge_runtime.offload.messages import (
     CloudReply,
     accept_header,
-    health_request,
-    models_request,
     predict_request,
     read_answer,
-    refusal,
 )
 from edge_runtime.offload.transport import (
-    HttpRequest,
     HttpResponse,
     ReportsPath,
     Transport,
@@ -51,8 +47,8 @@ from edge_runtime.results import BrokerStatus
 
 __all__ = ["CloudAnswer", "Uplink"]
 
-_BACKGROUND_S = 3.0
-"""A health or discovery request without an answer after this is a hard failure."""
+_T = TypeVar("_T")
+
 _WARM_PAUSE_S = 1.0
 _HOLD_S = 10.0
 
@@ -66,10 +62,12 @@ class CloudAnswer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     total_ms: float
 
 
-class Uplink:
+class Uplink(Contact):
     """The broker behind ``transport``, asked on behalf of one bundle.
 
-    ``image_type``: how answers that are images shall come.
+    ``image_type``: how answers that are images shall come. ``url`` tells several apart.
+    ``thread``: shared with others, whose owner closes it; None: its own. ``memory``: of
+    networks met before; None: none is kept.
     """
 
     def __init__(
@@ -82,33 +80,36 @@ class Uplink:
         api_key: str | None,
         link_type: str,
         random: Callable[[], float],
+        url: str | None = None,
+        thread: LoopThread | None = None,
+        network_id: str | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        self._transport = transport
-        self._expected = expected
-        self._accept = accept_header(expected.task, image_type)
-        self._wanted = cloud_model
-        self._api_key = api_key
-        self._health = Health(random)
-        self._measured = Measurements(link_type)
-        if isinstance(transport, ReportsPath):
-            transport.report_to(PathReports(self._measured))
-        self._model: ServedModel | None = None
+        super().__init__(
+            transport,
+            expected=expected,
+            cloud_model=cloud_model,
+            api_key=api_key,
+            measured=Measurements(link_type, network_id, memory=memory, broker=url or ""),
+            random=random,
+        )
+        self.accept = accept_header(expected.task, image_type)
         self.uploads = 0
         self.uploaded_bytes = 0
-        self._busy = 0
         self._in_flight_bytes = 0
-        self._warming: asyncio.Task[bool] | None = None
-        self._finding: asyncio.Task[ServedModel] | None = None
-        self._warmed_s = float("-inf")
-        self._closing = False
-        self._thread = LoopThread("nearfar-network")
+        self.url = url
+        self._memory = memory
+        self._thread = thread or LoopThread("nearfar-network")
 
     # From any thread ---------------------------------------------------------------
 
-    def outlook(self, link_type: str, own_bytes: int = 0) -> tuple[LinkOutlook, CloudOutlook]:
+    def outlook(
+        self, link_type: str, own_bytes: int = 0, network_id: str | None = None
+    ) -> tuple[LinkOutlook, CloudOutlook]:
         """What a policy may know now; ``own_bytes``: of the asking request's own upload."""
         now = time.monotonic()
-        if self._measured.on_link(link_type) and isinstance(self._transport, ReportsPath):
+        moved = self._measured.on_link(link_type, network_id)
+        if moved and isinstance(self._transport, ReportsPath):
             with suppress(RuntimeError):  # being closed
                 self._thread.submit(self._transport.path_changed())
         link = self._measured.outlook(
@@ -136,6 +137,7 @@ class Uplink:
         link, cloud = self.outlook("unknown")
         model = self._model
         return BrokerStatus(
+            url=self.url,
             model=None if model is None else f"{model.name}@{model.version}",
             breaker=cloud.breaker,
             obstacle=cloud.obstacle,
@@ -166,11 +168,21 @@ class Uplink:
         """
         receipt = receipt or UploadReceipt()
         try:
-            return self._thread.submit(self._offload(body, media_type, deadline_s, receipt))
+            return self._thread.submit(self.offload(body, media_type, deadline_s, receipt))
         except RuntimeError:
             refused: Future[CloudAnswer] = Future()
             refused.set_exception(NetworkUnreachable("this EdgeRuntime is being closed"))
             return refused
+
+    def spawn(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Run a coroutine in the network thread; ``close`` cancels it.
+
+        Raises ``NetworkUnreachable`` once that was called.
+        """
+        try:
+            return self._thread.submit(work)
+        except RuntimeError:
+            raise NetworkUnreachable("this EdgeRuntime is being closed") from None
 
     def prewarm(self, *, forced: bool = False) -> Future[bool]:
         """Open a connection, measure the round trip and find the model, in the background.
@@ -180,8 +192,10 @@ class Uplink:
         ``forced`` nothing happens within a second of the last time.
         """
         now = time.monotonic()
-        ready = self._connection_idle() and self._model is not None
-        barred = self._health.breaker.state != "CLOSED" and not self._health.breaker.probe_due(now)
+        closed = self._health.breaker.state == "CLOSED"
+        # An open connection does not make a broken broker ready: it may answer errors on it.
+        ready = closed and self._connection_idle() and self._model is not None
+        barred = not closed and not self._health.breaker.probe_due(now)
         recent = self._warming is not None or now - self._warmed_s < _WARM_PAUSE_S
         if not barred and (forced or not (ready or recent)):
             with suppress(RuntimeError):  # being closed
@@ -195,27 +209,33 @@ class Uplink:
         self._closing = True
         self._thread.close(self._transport.aclose)
 
-    def _connection_idle(self) -> bool:
-        return self._transport.open_connections > self._busy
+    def keep(self) -> None:
+        """Put what was learned of this network into the memory."""
+        self._measured.keep()
 
-    def _setup_round_trips(self) -> int:
-        """TCP's, and TLS 1.3's one more, unless a connection is open."""
-        if self._connection_idle():
-            return 0
-        return 2 if self._transport.secure else 1
+    async def aclose(self) -> None:
+        """Close every connection; the thread is somebody else's."""
+        self._closing = True
+        await self._transport.aclose()
+
+    def pick(self, url: str | None) -> Uplink:  # there is only this one
+        """Itself: as ``Fleet.pick``."""
+        return self
+
+    def statuses(self) -> tuple[BrokerStatus, ...]:
+        """Itself alone: as ``Fleet.statuses``."""
+        return (self.status(),)
 
     # In the event loop: one image ---------------------------------------------------
 
-    async def _offload(
+    async def offload(
         self, body: bytes, media_type: str, deadline_s: float, receipt: UploadReceipt
     ) -> CloudAnswer:
+        """``submit`` as a coroutine of the network thread."""
         started = time.monotonic()
         try:
             async with asyncio.timeout_at(deadline_s):
-                self._health.require_not_held()
-                if self._health.breaker.state != "CLOSED":
-                    await self._warm()
-                    self._health.require_closed()
+                await self._require_open()
                 model = await self._find()
                 reply, timing = await self._upload(model, body, media_type, deadline_s, receipt)
         except TimeoutError:
@@ -245,7 +265,7 @@ class Uplink:
         window_bytes = self._measured.window_bytes(sent)
         set_up = self._setup_round_trips()
         request = predict_request(
-            model.name, body, media_type, left_ms, self._api_key, self._accept, receipt
+            model.name, body, media_type, left_ms, self.api_key, self.accept, receipt
         )
         self._in_flight_bytes += len(body)
         self.uploads += 1
@@ -272,6 +292,9 @@ class Uplink:
         timing = self._measured.learn(
             response, len(body), window_bytes, time.monotonic(), receipt=receipt
         )
+        self.keep()
+        if self._memory is not None:
+            self._memory.save_soon()
         return self._judge(response, model), timing
 
     def _judge(self, response: HttpResponse, model: ServedModel) -> CloudReply:
@@ -282,7 +305,7 @@ class Uplink:
             self._model = None
             raise
         try:
-            reply = read_answer(response, model.name, self._expected)
+            reply = read_answer(response, model.name, self.expected)
         except LabelsMismatch as error:
             self._model = None
             self._health.refused(error, hold_s=_HOLD_S)
@@ -296,101 +319,3 @@ class Uplink:
                 model, version=reply.model.version, sha256=reply.model.sha256
             )
         return reply
-
-    async def _send(self, request: HttpRequest) -> HttpResponse:
-        """One exchange; no answer at all is a hard failure."""
-        self._busy += 1
-        try:
-            return await self._transport.send(request)
-        except DeadlineExceeded as error:
-            self._health.missed(error)
-            raise
-        except NearfarError as error:
-            self._health.failed(error)
-            raise
-        except Exception as error:  # a transport of the user's own
-            fault = BrokerFault(f"the transport failed: {type(error).__name__}: {error}")
-            self._health.failed(fault)
-            raise fault from error
-        finally:
-            self._busy -= 1
-            self._measured.used(time.monotonic())
-
-    # In the event loop: finding the model, opening connections -----------------------
-
-    async def _find(self) -> ServedModel:
-        """The cloud model for this bundle; concurrent callers share one request."""
-        if self._model is not None:
-            return self._model
-        if self._finding is None:
-            self._finding = asyncio.create_task(self._fetch_model())
-            self._finding.add_done_callback(self._end_finding)
-        return await asyncio.shield(self._finding)
-
-    def _end_finding(self, task: asyncio.Task[ServedModel]) -> None:
-        self._finding = None
-        if not task.cancelled():
-            task.exception()  # retrieved: those who waited may be gone
-
-    async def _fetch_model(self) -> ServedModel:
-        response = await self._background(models_request(self._api_key))
-        self._health.check_status(response)
-        try:
-            served = decode_models(response.body)
-        except WireError as error:
-            self._health.failed(error)
-            raise
-        try:
-            self._model = choose_model(served, self._wanted, self._expected)
-        except NearfarError as error:
-            self._health.refused(error, hold_s=_HOLD_S)
-            raise
-        self._health.alive()
-        return self._model
-
-    async def _warm(self) -> bool:
-        return await asyncio.shield(self._start_warming())
-
-    def _start_warming(self) -> asyncio.Task[bool]:
-        if self._warming is None:
-            self._warming = asyncio.create_task(self._open_and_find())
-            self._warming.add_done_callback(self._end_warming)
-        return self._warming
-
-    def _end_warming(self, _task: asyncio.Task[bool]) -> None:
-        self._warming = None
-        self._warmed_s = time.monotonic()
-        self._health.breaker.abandon_probe()  # a probe without an outcome was cancelled
-
-    async def _open_and_find(self) -> bool:
-        """A health request, which probes a half-open breaker, then discovery."""
-        if self._health.breaker.state != "CLOSED":
-            now = time.monotonic()
-            if not self._health.breaker.probe_due(now):
-                return False
-            self._health.breaker.begin_probe(now)
-        window_bytes = self._measured.window_bytes(time.monotonic())
-        try:
-            response = await self._background(health_request(self._api_key))
-            no = refusal(response)
-            if no is not None and no.hard:
-                self._health.failed(no.error)
-                return False
-            self._health.alive()  # 401 and 404 are signs of life too
-            self._measured.learn(response, 0, window_bytes, time.monotonic())
-            await self._find()
-        except NearfarError:  # recorded where it happened
-            return False
-        return True
-
-    async def _background(self, request: HttpRequest) -> HttpResponse:
-        """An exchange that no caller's deadline bounds."""
-        try:
-            async with asyncio.timeout(_BACKGROUND_S):
-                return await self._send(request)
-        except TimeoutError:
-            error = NetworkUnreachable(
-                f"the broker did not answer within {_BACKGROUND_S:.0f} s: check the network"
-            )
-            self._health.failed(error)
-            raise error from None

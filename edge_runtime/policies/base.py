@@ -109,6 +109,8 @@ class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """P(the rate is a fresh draw of the long run), as after a hand-over or an outage."""
     long_run_mean: float = 0.0
     long_run_deviation: float = 1.0
+    origin: str | None = None
+    """What the belief began with: a code of ``reasons.py``; None: the link type's prior."""
 
 
 class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):

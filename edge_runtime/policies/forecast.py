@@ -16,7 +16,7 @@ import msgspec
 from edge_runtime.estimators.transfer import slow_start_rounds, upload_ms, wire_bytes
 from edge_runtime.policies.base import CloudOutlook, LinkOutlook, UploadProgress
 
-__all__ = ["Forecast", "forecast", "setup_ms"]
+__all__ = ["Forecast", "chance", "forecast", "setup_ms"]
 
 _RTT_NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 """Gauss-Hermite quadrature of a normal with three nodes: (deviations, weight)."""
@@ -25,6 +25,7 @@ _TAIL_NODES = ((0.5858, 0.8536), (3.4142, 0.1464))
 _NO_TAIL = ((0.0, 1.0),)
 _MIN_DEVIATION = 0.05
 _SQRT_2 = math.sqrt(2.0)
+_LOG_1E3 = math.log(1e3)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,43 +59,84 @@ def forecast(
     ``warm``: as if radio and connection were ready. ``progress``: of an upload that is under
     way; what is acknowledged left a round trip ago, so no further one is added.
     """
-    size_bytes = wire_bytes(upload_bytes) + link.in_flight_bytes
-    round_trips = 1 if warm else 1 + link.setup_round_trips
-    wait_ms = 0.0 if warm else link.promotion_ms
-    window_bytes = link.window_bytes
-    if progress is not None and progress.sending:
-        size_bytes = max(progress.wire_bytes - progress.acknowledged_bytes, 1.0)
-        window_bytes += progress.acknowledged_bytes
-        round_trips, wait_ms = 0, 0.0
-    server_ms = cloud.queue_ms + cloud.inference_ms + cloud.answer_ms
-    if tails is None:
-        tails = _TAIL_NODES if cloud.tail_ms > 0 else _NO_TAIL
-    fresh = link.fresh_share if progress is None else 0.0
-    scale = -1.0 / (_SQRT_2 * max(link.log_rate_deviation, _MIN_DEVIATION))
-    fresh_scale = -1.0 / (_SQRT_2 * max(link.long_run_deviation, _MIN_DEVIATION))
-    mean, long_run_mean = link.log_rate_mean, link.long_run_mean
-    rounds = tuple(slow_start_rounds(size_bytes, window_bytes))
-    last = rounds[-1][0]
-    p_in_time = 0.0
-    for rtt_ms, rtt_weight in _rtt_nodes(link):
-        budget_ms = time_left_ms - server_ms - wait_ms - round_trips * rtt_ms
-        for means, weight in tails:
-            time_ms = budget_ms - means * cloud.tail_ms
-            if time_ms - last * rtt_ms <= 0.0:
-                continue
-            # bytes per millisecond that the slowest round needs
-            log_needed = math.log(1e3 * max([left / (time_ms - j * rtt_ms) for j, left in rounds]))
-            p = 0.5 * math.erfc((mean - log_needed) * scale)
-            if fresh > 0.0:
-                p += fresh * (0.5 * math.erfc((long_run_mean - log_needed) * fresh_scale) - p)
-            p_in_time += rtt_weight * weight * p
-    p_in_time = min(p_in_time, 1.0) * (1.0 - link.outage)
-    median_ms = upload_ms(size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, window_bytes)
-    return Forecast(
-        p_in_time=p_in_time,
-        upload_ms=median_ms,
-        cloud_ms=wait_ms + round_trips * link.rtt_ms + median_ms + server_ms + cloud.tail_ms,
+    path = _Path(link, cloud, upload_bytes, warm, progress)
+    median_ms = upload_ms(
+        path.size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, path.window_bytes
     )
+    wait_ms = path.wait_ms + path.round_trips * link.rtt_ms
+    return Forecast(
+        p_in_time=path.chance(time_left_ms, tails),
+        upload_ms=median_ms,
+        cloud_ms=wait_ms + median_ms + path.server_ms + cloud.tail_ms,
+    )
+
+
+def chance(link: LinkOutlook, cloud: CloudOutlook, upload_bytes: int, time_left_ms: float) -> float:
+    """``forecast(...).p_in_time`` alone, for an upload that starts now."""
+    return _Path(link, cloud, upload_bytes, False, None).chance(time_left_ms, None)
+
+
+class _Path:
+    """What an upload has before it. Asked several times a decision: plain loops throughout."""
+
+    __slots__ = (
+        "cloud", "fresh", "link", "round_trips", "server_ms", "size_bytes", "wait_ms",
+        "window_bytes",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        link: LinkOutlook,
+        cloud: CloudOutlook,
+        upload_bytes: int,
+        warm: bool,
+        progress: UploadProgress | None,
+    ) -> None:
+        self.link = link
+        self.cloud = cloud
+        self.size_bytes = wire_bytes(upload_bytes) + link.in_flight_bytes
+        self.round_trips = 1 if warm else 1 + link.setup_round_trips
+        self.wait_ms = 0.0 if warm else link.promotion_ms
+        self.window_bytes = link.window_bytes
+        self.fresh = link.fresh_share if progress is None else 0.0
+        if progress is not None and progress.sending:
+            self.size_bytes = max(progress.wire_bytes - progress.acknowledged_bytes, 1.0)
+            self.window_bytes += progress.acknowledged_bytes
+            self.round_trips, self.wait_ms = 0, 0.0
+        self.server_ms = cloud.queue_ms + cloud.inference_ms + cloud.answer_ms
+
+    def chance(self, time_left_ms: float, tails: tuple[tuple[float, float], ...] | None) -> float:
+        """P(the answer comes within ``time_left_ms``)."""
+        link, fresh, tail_ms = self.link, self.fresh, self.cloud.tail_ms
+        budget_ms = time_left_ms - self.server_ms - self.wait_ms
+        if budget_ms <= 0.0:
+            return 0.0
+        if tails is None:
+            tails = _TAIL_NODES if tail_ms > 0 else _NO_TAIL
+        scale = -1.0 / (_SQRT_2 * max(link.log_rate_deviation, _MIN_DEVIATION))
+        fresh_scale = -1.0 / (_SQRT_2 * max(link.long_run_deviation, _MIN_DEVIATION))
+        # rates below are bytes per millisecond
+        mean, long_run_mean = link.log_rate_mean - _LOG_1E3, link.long_run_mean - _LOG_1E3
+        rounds = tuple(slow_start_rounds(self.size_bytes, self.window_bytes))
+        last, log, erfc = rounds[-1][0], math.log, math.erfc
+        found = 0.0
+        for rtt_ms, rtt_weight in _rtt_nodes(link):
+            left_ms = budget_ms - self.round_trips * rtt_ms
+            for means, weight in tails:
+                time_ms = left_ms - means * tail_ms
+                if time_ms - last * rtt_ms <= 0.0:
+                    continue
+                needed = 0.0  # by the slowest round
+                for j, left in rounds:
+                    rate = left / (time_ms - j * rtt_ms)
+                    if rate > needed:
+                        needed = rate
+                log_needed = log(needed)
+                p = 0.5 * erfc((mean - log_needed) * scale)
+                if fresh > 0.0:
+                    p += fresh * (0.5 * erfc((long_run_mean - log_needed) * fresh_scale) - p)
+                found += rtt_weight * weight * p
+        return min(found, 1.0) * (1.0 - link.outage)
 
 
 def _rtt_nodes(link: LinkOutlook) -> tuple[tuple[float, float], ...]:

@@ -7,6 +7,7 @@ answer, models the cold path, or knows the confidence.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 from edge_runtime.policies.base import Action, Decision, Situation
 from edge_runtime.policies.constraints import cloud_obstacle
@@ -41,7 +42,7 @@ def _transfer_ms(situation: Situation, rate: float | None) -> float:
     return 1e3 * situation.upload_bytes / (rate or _START_RATE) + rtt_ms + server_ms
 
 
-class _Picks:
+class _Picks(ABC):
     """Local or cloud, whichever ``_prefers_cloud`` says; then waits for it."""
 
     uses_local = True
@@ -69,8 +70,9 @@ class _Picks:
         memory = situation.memory
         return _transfer_ms(situation, None if memory is None else memory.ewma_rate)
 
+    @abstractmethod
     def _prefers_cloud(self, situation: Situation, predicted_ms: float) -> bool:
-        raise NotImplementedError
+        """Whether to ask the cloud, which is predicted to take ``predicted_ms``."""
 
 
 class MinLatency(_Picks):

@@ -45,6 +45,10 @@ REASONS = MappingProxyType(
         "rate_below_threshold": "the last upload was slower than the policy's threshold",
         "predicted_better": "the policy predicts the cloud to be the better side",
         "predicted_worse": "the policy predicts the device to be the better side",
+        "deferred": "the app deferred it until the device is well connected",
+        "network_remembered": "the link is believed to be as this network was earlier",
+        "network_new": "this network was not met before",
+        "memory_unreadable": "what earlier runs learned could not be read and is left aside",
         "connection_cold": "the connection is not open yet; it is being opened for the next image",
     }
 )

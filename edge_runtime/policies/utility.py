@@ -19,12 +19,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from edge_runtime.estimators.energy import RadioPower, radio_power
-from edge_runtime.estimators.transfer import (
-    CONNECTION_KEPT_S,
-    INITIAL_WINDOW_BYTES,
-    wire_bytes,
-)
+from edge_runtime.estimators.transfer import wire_bytes
 from edge_runtime.policies.base import (
     Action,
     CloudOutlook,
@@ -34,9 +29,11 @@ from edge_runtime.policies.base import (
     Prices,
     Situation,
 )
-from edge_runtime.policies.constraints import cloud_obstacle, may_warm_up, must_ask
+from edge_runtime.policies.constraints import cloud_obstacle, must_ask
 from edge_runtime.policies.forecast import Forecast, forecast, setup_ms
 from edge_runtime.policies.gain import CONFIDENCE_NODES, Gain, GainPrior
+from edge_runtime.policies.next_request import NextRequest, above
+from edge_runtime.policies.pricing import Cost, Pricing
 
 __all__ = ["MODE_PRICES", "ExpectedUtility", "UtilityMode"]
 
@@ -51,31 +48,14 @@ MODE_PRICES: Final[dict[str, Prices | None]] = {
 }
 """None: the runtime's own (``EdgeRuntime(prices=...)``)."""
 
-_UNKNOWN_RADIO_JOULES = 2.0
-"""What an upload costs where nothing is known of the radio."""
 _REVIEW_SHARE = 0.8
+_NO_CHANCE = 1e-3
+"""Of an answer in time: what else an upload may be good for is not worth working out."""
 _WASTE = 5.0
 _LONG_RUN = 0.35
 _SURE = 0.995
 _START_MARGIN_MS = 10.0
-_WINDOW_KEPT_S = 1.0
-_MIN_SOON = 0.1
-_PING_BYTES = 700.0
-_HANDSHAKE_BYTES = 3800.0
 _MIN_REVIEW_MS = 15.0
-
-
-class Cost(msgspec.Struct, frozen=True):
-    """Parts of a price, in right answers."""
-
-    bytes_: float
-    energy: float
-    time: float
-
-    @property
-    def total(self) -> float:
-        """Their sum."""
-        return self.bytes_ + self.energy + self.time
 
 
 class ExpectedUtility:
@@ -155,55 +135,10 @@ class _Turn:
         self.link = link
         self.cloud = cloud
         self.prices = policy.prices or situation.prices
-        self.radio = _radio(situation)
+        self.pricing = Pricing(situation, link, self.prices)
+        self.next = NextRequest(self.pricing, cloud, policy._signed)
         self.left_ms = situation.time_left_ms
         self.size = wire_bytes(situation.upload_bytes)
-        self._standing_joules: float | None = None
-
-    # Prices -------------------------------------------------------------------------
-
-    def _cost(self, size_bytes: float, wait_ms: float, upload_ms: float) -> Cost:
-        prices = self.prices
-        conditions = self.situation.conditions
-        spare = conditions.metered is True or conditions.data_saver is True
-        rate = prices.per_metered_megabyte if spare else prices.per_megabyte
-        joules = _UNKNOWN_RADIO_JOULES
-        if self.radio is not None:
-            joules = self._upload_joules(self.radio, size_bytes, upload_ms)
-        return Cost(
-            prices.per_request + rate * size_bytes / 1e6,
-            prices.per_joule * joules,
-            prices.per_second * wait_ms / 1e3,
-        )
-
-    def _upload_joules(self, radio: RadioPower, size_bytes: float, upload_ms: float) -> float:
-        """Transfer, promotion, and the part of the tail that would not burn anyway.
-
-        The tail burns until the next request, which uses the radio itself; without a rhythm
-        to go by, to its end.
-        """
-        if self._standing_joules is None:
-            self._standing_joules = self._stand(radio)
-        return radio.transfer_joules(size_bytes, upload_ms / 1e3) + self._standing_joules
-
-    def _stand(self, radio: RadioPower) -> float:
-        """Promotion and tail: the same for every upload that starts now."""
-        link, arrivals, tail_s = self.link, self.situation.arrivals, radio.tail_s
-        silence_s = tail_s if link.idle_ms is None else min(link.idle_ms / 1e3, tail_s)
-        joules = radio.promotion_joules() if silence_s >= tail_s else 0.0
-        burning_s = silence_s
-        if arrivals is not None:
-            burning_s = arrivals.expected_within(tail_s) - arrivals.expected_within(
-                tail_s - silence_s
-            )
-        return joules + radio.tail_joules(burning_s)
-
-    def _upload_cost(self, outlook: Forecast, *, waited_ms: float = 0.0) -> Cost:
-        """Of a whole upload; ``waited_ms`` would pass without it as well."""
-        wait_ms = min(outlook.cloud_ms, max(self.left_ms, 0.0))
-        return self._cost(
-            self.situation.upload_bytes, max(0.0, wait_ms - waited_ms), outlook.upload_ms
-        )
 
     def _forecast(self, left_ms: float, *, warm: bool = False) -> Forecast:
         return forecast(self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm)
@@ -222,15 +157,12 @@ class _Turn:
         later = self._forecast(self.left_ms - local_ms)
         signed = self.policy._signed
         share = 1.0 / len(signed)
-        keep = self._future_worth()
-        price_now = self._upload_cost(now, waited_ms=local_ms)
-        price_later = self._upload_cost(later)
+        likely = max(now.p_in_time, later.p_in_time) > _NO_CHANCE
+        keep = self.next.window_worth() if likely else 0.0
+        price_now = self.pricing.upload(now, waited_ms=local_ms)
+        price_later = self.pricing.upload(later)
         run = self._run_cost(now.p_in_time)
-        cascade = (
-            p_local
-            * share
-            * sum(max(0.0, g * later.p_in_time + keep - price_later.total) for g in signed)
-        )
+        cascade = p_local * share * above(signed, later.p_in_time, keep, price_later.total)
         # a run that the cloud's answer cuts short costs less
         cut = now.p_in_time * max(0.0, 1.0 - now.cloud_ms / max(local_ms, 1.0))
         hedged, awaits = self._hedged(now, price_now, p_local, local_ms, keep, run * cut)
@@ -260,9 +192,13 @@ class _Turn:
                 price_later,
                 local_ms,
             )
-            return self._warm(decision, self.left_ms - local_ms) if self._cold() else decision
+            return (
+                self.next.warm(decision, self.left_ms - local_ms)
+                if self.next.is_cold()
+                else decision
+            )
         decision = self._decision(Action.LOCAL, "cloud_too_late", now, 0.0, price_now, local_ms)
-        return self._warm(decision, self.left_ms - local_ms)
+        return self.next.warm(decision, self.left_ms - local_ms)
 
     def _hedged(
         self,
@@ -281,10 +217,11 @@ class _Turn:
         if local_ms <= now.cloud_ms:  # the confidence comes first and may end the upload
             sunk, paid = self._sunk(local_ms, price)
             rest = price.total - paid
-            value = sum(
-                max(0.0, p * (p_local * g + (1.0 - p_local) * q) + keep - rest)
-                for g, q in self.policy._gains
-            )
+            value = 0.0
+            for g, q in self.policy._gains:
+                left = p * (p_local * g + (1.0 - p_local) * q + keep) - rest
+                if left > 0.0:
+                    value += left
             return value * share - sunk, False
         with_both = share * sum(max(0.0, -g) for g in self.policy._signed) * p * p_local
         wait_ms = local_ms - now.cloud_ms
@@ -293,7 +230,7 @@ class _Turn:
             p * (p_local * (max(0.0, g) if awaits else g) + (1.0 - p_local) * q)
             for g, q in self.policy._gains
         )
-        return value + keep + (0.0 if awaits else saved) - price.total, awaits
+        return value + p * keep + (0.0 if awaits else saved) - price.total, awaits
 
     def _cloud_first(
         self, now: Forecast, p_local: float, run: float, keep: float
@@ -308,43 +245,45 @@ class _Turn:
         value = share * sum(
             p * q + (1.0 - p) * late * (q - g) - p_local * (q - g) for g, q in self.policy._gains
         )
-        price = self._upload_cost(now, waited_ms=now.cloud_ms)
-        return value + keep - price.total + run * early, start_ms
+        price = self.pricing.upload(now, waited_ms=now.cloud_ms)
+        return value + p * keep - price.total + run * early, start_ms
 
     def after_local(self, confidence: float) -> Decision:
         """The local answer is held: is the cloud's worth its price?"""
         outlook = self._forecast(self.left_ms)
-        price = self._upload_cost(outlook)
+        price = self.pricing.upload(outlook)
         gain = self.policy.gain.gain(confidence)
         expected = gain * outlook.p_in_time
-        keep = self._future_worth() if gain > 0.0 else 0.0
+        keep = 0.0
+        if gain > 0.0 and outlook.p_in_time > _NO_CHANCE:
+            keep = outlook.p_in_time * self.next.window_worth()
         if expected + keep > price.total or must_ask(self.situation):
             return self._decision(Action.CASCADE, "gain_above_price", outlook, expected, price)
-        free = self._cost(self.situation.upload_bytes, 0.0, 0.0)
+        free = self.pricing.cost(self.situation.upload_bytes, 0.0, 0.0)
         if gain <= free.bytes_ + free.time:
             decision = self._decision(Action.LOCAL, "confident", outlook, expected, price)
         else:
             decision = self._decision(Action.LOCAL, "cloud_too_late", outlook, expected, price)
-        return self._warm(decision, self.left_ms)
+        return self.next.warm(decision, self.left_ms)
 
     def by_prior(self) -> Decision:
         """No score will come: both sides at once, or the device alone."""
         local_ms = self.local.queue_wait_ms + self.local.p50_ms
         now = self._forecast(self.left_ms)
-        price = self._upload_cost(now)
+        price = self.pricing.upload(now)
         gain = self.policy.gain.gain(self.policy.gain.local_right)
         expected = gain * now.p_in_time
         if expected > price.total:
             return self._decision(
                 Action.HEDGED, "prior_gain_above_price", now, expected, price, local_ms
             )
-        free = self._cost(self.situation.upload_bytes, 0.0, 0.0)
+        free = self.pricing.cost(self.situation.upload_bytes, 0.0, 0.0)
         if gain <= free.bytes_ + free.time:
             return self._decision(
                 Action.LOCAL, "prior_gain_below_price", now, expected, price, local_ms
             )
         decision = self._decision(Action.LOCAL, "cloud_too_late", now, expected, price, local_ms)
-        return self._warm(decision, self.left_ms)
+        return self.next.warm(decision, self.left_ms)
 
     def go_on(self) -> Decision:
         """An upload is under way: what is sent is spent; is the rest still worth it?"""
@@ -361,12 +300,12 @@ class _Turn:
         if confidence is None:
             p_local = self._p_local(self.left_ms, self.local.left_ms)
             wait_ms = max(0.0, wait_ms - (self.local.left_ms or 0.0))
-            gain = share * sum(
-                p_local * max(0.0, g) + (1.0 - p_local) * q for g, q in self.policy._gains
-            )
+            gain = 0.0
+            for g, q in self.policy._gains:
+                gain += share * (p_local * (g if g > 0.0 else 0.0) + (1.0 - p_local) * q)
         else:
             gain = self.policy.gain.gain(confidence)
-        price = self._cost(rest_bytes, wait_ms, 0.0)
+        price = self.pricing.cost(rest_bytes, wait_ms, 0.0)
         price = msgspec.structs.replace(price, energy=0.0)
         expected = gain * outlook.p_in_time
         worth = expected > price.total or (must_ask(self.situation) and outlook.p_in_time > 0.0)
@@ -443,92 +382,6 @@ class _Turn:
             return energy
         return energy + (1.0 - p_cloud) * self._mean_confidence() * arrivals.within(run_s)
 
-    def _future_worth(self) -> float:
-        """An upload leaves TCP's window open for a request that comes within a second."""
-        arrivals = self.situation.arrivals
-        if arrivals is None:
-            return 0.0
-        soon = arrivals.within(_WINDOW_KEPT_S)
-        if soon < _MIN_SOON:
-            return 0.0
-        open_ = msgspec.structs.replace(
-            self.link,
-            promotion_ms=0.0,
-            setup_round_trips=0,
-            window_bytes=INITIAL_WINDOW_BYTES + self.size,
-            in_flight_bytes=0,
-        )
-        shut = msgspec.structs.replace(open_, window_bytes=float(INITIAL_WINDOW_BYTES))
-        left_ms = self.situation.deadline_ms
-        return soon * max(0.0, self._worth(open_, left_ms) - self._worth(shut, left_ms))
-
-    def _cold(self) -> bool:
-        return self.link.promotion_ms > 0 or self.link.setup_round_trips > 0
-
-    def _warm(self, decision: Decision, left_ms: float) -> Decision:
-        """Keep the path warm for the next request, if it is near and that would pay.
-
-        A request after the radio's tail, or after the connection was closed, finds a cold
-        path. A small one now moves both limits; it gains what the next request's upload is
-        worth more, times the probability that it comes in between. The tail burns until it
-        comes.
-        """
-        arrivals = self.situation.arrivals
-        if arrivals is None:
-            return self._warm_if_cold(decision, left_ms)
-        if not may_warm_up(self.situation) or self.link.in_flight_bytes > 0:
-            return decision
-        link, prices, radio = self.link, self.prices, self.radio
-        tail_s = 0.0 if radio is None else radio.tail_s
-        silence_s = math.inf if link.idle_ms is None else link.idle_ms / 1e3
-        awake_s = max(0.0, tail_s - silence_s)
-        open_s = 0.0
-        if link.setup_round_trips == 0:
-            open_s = max(0.0, CONNECTION_KEPT_S - silence_s)
-        by_radio = arrivals.within(tail_s) - arrivals.within(awake_s)
-        by_connection = arrivals.within(CONNECTION_KEPT_S) - arrivals.within(open_s)
-        if by_radio + by_connection <= 0.0:
-            return decision
-        ready = msgspec.structs.replace(link, promotion_ms=0.0, setup_round_trips=0)
-        asleep = ready
-        if radio is not None:
-            asleep = msgspec.structs.replace(ready, promotion_ms=1e3 * radio.promotion_s)
-        closed = msgspec.structs.replace(asleep, setup_round_trips=2)
-        warm, cool, cold = (self._worth(path, left_ms) for path in (ready, asleep, closed))
-        gain = by_radio * (warm - cool) + by_connection * (cool - cold)
-        size_bytes = _PING_BYTES + (_HANDSHAKE_BYTES if link.setup_round_trips else 0.0)
-        joules = _UNKNOWN_RADIO_JOULES
-        if radio is not None:
-            burning_s = arrivals.expected_within(tail_s) - arrivals.expected_within(awake_s)
-            joules = radio.tail_joules(burning_s)
-            if awake_s <= 0.0:
-                joules += radio.promotion_joules()
-        if gain <= prices.per_megabyte * size_bytes / 1e6 + prices.per_joule * joules:
-            return decision
-        reason = decision.reason
-        if decision.action is Action.LOCAL and reason == "cloud_too_late" and self._cold():
-            reason = "connection_cold"
-        return msgspec.structs.replace(decision, reason=reason, warm_up=True)
-
-    def _worth(self, link: LinkOutlook, left_ms: float) -> float:
-        """Expected gain of an upload like this one, bytes paid, on such a path."""
-        p = forecast(link, self.cloud, self.situation.upload_bytes, left_ms).p_in_time
-        price = self.prices.per_megabyte * self.situation.upload_bytes / 1e6
-        signed = self.policy._signed
-        return sum(max(0.0, g * p - price) for g in signed) / len(signed)
-
-    def _warm_if_cold(self, decision: Decision, left_ms: float) -> Decision:
-        """Without a rhythm to go by: open a cold connection if a warm one would pay."""
-        if not self._cold() or not may_warm_up(self.situation):
-            return decision
-        ready = msgspec.structs.replace(self.link, promotion_ms=0.0, setup_round_trips=0)
-        if self._worth(ready, left_ms) <= self._worth(self.link, left_ms):
-            return decision
-        reason = decision.reason
-        if decision.action is Action.LOCAL and reason == "cloud_too_late":
-            reason = "connection_cold"
-        return msgspec.structs.replace(decision, reason=reason, warm_up=True)
-
     def _decision(
         self,
         action: Action,
@@ -556,10 +409,3 @@ class _Turn:
             review_ms=review_ms,
             local_expires=True,
         )
-
-
-def _radio(situation: Situation) -> RadioPower | None:
-    if situation.radio is not None:
-        return situation.radio
-    link_type = situation.conditions.link_type
-    return None if link_type in ("unknown", "none") else radio_power(link_type)

@@ -46,7 +46,7 @@ async def nothing_is_left(broker: RunningBroker) -> None:
     services = broker.services
     await until(lambda: len(services.sessions) == 0)
     await until(lambda: services.in_flight == 0)
-    await until(lambda: services.scheduler._upload_bytes == 0)
+    await until(lambda: services.scheduler.upload_bytes == 0)
     assert [services.scheduler.queued(key) for key in services.repository.keys] == [0]
     assert (await predict(broker.url, images.png())).status == 200
 

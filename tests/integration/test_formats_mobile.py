@@ -47,6 +47,18 @@ class PRelu(nn.Module):
                                  nn.Flatten(), nn.Linear(16, 10))
     def forward(self, x): return self.net(x)
 
+class Swishes(nn.Module):
+    """Hard swish as a module, as a function, and behind a sum."""
+    def __init__(self):
+        super().__init__()
+        self.c1, self.a1 = nn.Conv2d(3, 16, 3, 2, 1), nn.Hardswish()
+        self.c2, self.c3 = nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 16, 1)
+        self.fc = nn.Linear(16, 10)
+    def forward(self, x):
+        x = self.a1(self.c1(x) * 6)
+        x = F.hardswish(x + self.c2(x) * 4)
+        return self.fc(F.hardswish(self.c3(x)).mean((2, 3)))
+
 class Vae(nn.Module):
     def __init__(self):
         super().__init__()
@@ -67,6 +79,7 @@ def _settled(module):
     return module
 def clamps(): return _settled(Clamps())
 def prelu(): return _settled(PRelu())
+def swishes(): return _settled(Swishes())
 def vae(): return _settled(Vae())
 '''
 
@@ -146,6 +159,23 @@ class Kit:
         return [ratio_db(one, two) for one, two in zip(expected, given, strict=True)]
 
 
+def operators(path: Path) -> list[str]:
+    """Of the file, in order."""
+    from converters.formats.tflite_file import operator_names, read_model
+
+    model = read_model(path.read_bytes())
+    return [name for graph in model.subgraphs for name in operator_names(model, graph)]
+
+
+def delegated_parts(path: Path) -> int:
+    """How many pieces of the graph XNNPACK takes; 1 when nothing interrupts it."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    return [one["op_name"] for one in interpreter._get_ops_details()].count("DELEGATE")
+
+
 @pytest.fixture
 def kit(tmp_path: Path) -> Kit:
     return Kit(tmp_path)
@@ -211,6 +241,23 @@ def test_two_outputs_and_folded_transposed_convolutions_in_tflite(kit: Kit) -> N
         assert counted is not None
         assert counted.quantized_share > 0.9
         assert read_metadata(path) == '{"made": "here"}'
+
+
+def test_hard_swish_in_int8_stays_on_the_delegate(kit: Kit) -> None:
+    exact = kit.job("swishes", "tflite", "fp32", "fp32")
+    artifact, base = kit.done(exact)
+    assert operators(base).count("HARD_SWISH") == 3
+    job = kit.job("swishes", "tflite", "int8", "int8", base=str(base), keep=("c2",))
+    artifact, path = kit.done(job)
+    assert "split_hard_swish" in artifact.rewrites
+    assert min(kit.ratios(job, artifact, path)) > 30
+    assert "HARD_SWISH" not in operators(path)
+    assert artifact.kept == ("c2",)
+
+
+def test_all_of_an_int8_net_with_hard_swish_is_one_delegated_part(kit: Kit) -> None:
+    _, path = kit.done(kit.job("swishes", "tflite", "int8", "int8"))
+    assert delegated_parts(path) == 1
 
 
 def test_tflite_takes_pixels_and_keeps_a_layer(kit: Kit) -> None:

@@ -233,7 +233,7 @@ async def test_a_row_that_fails_takes_its_request_and_no_place(broker: RunningBr
     assert reply.json["error"].startswith("row 1: ")
     key = broker.services.repository.get("tiny").key
     await until(lambda: broker.services.scheduler.queued(key) == 0)
-    assert broker.services.scheduler._upload_bytes == 0
+    assert broker.services.scheduler.upload_bytes == 0
 
 
 async def test_more_rows_than_a_batch_holds_are_answered_in_order(broker: RunningBroker):
@@ -250,7 +250,7 @@ async def test_a_request_that_the_queue_cannot_hold_is_refused_whole(tmp_path: P
         assert "4 requests wait already" in reply.json["error"]
         assert int(reply.headers["Retry-After"]) >= 1
         assert running.services.scheduler.queued(key) == 0
-        assert running.services.scheduler._upload_bytes == 0
+        assert running.services.scheduler.upload_bytes == 0
         body, headers, array = tensor_request(rows=4)
         assert close(scores_of(await infer(running.url, body, headers)), array)
 
@@ -264,7 +264,7 @@ async def test_deadlines_of_header_and_timeout(broker: RunningBroker):
     late, headers, _ = tensor_request(rows=4, parameters={"timeout": 1})
     reply = await infer(broker.url, late, headers)
     assert reply.status == 504
-    assert broker.services.scheduler._upload_bytes == 0
+    assert broker.services.scheduler.upload_bytes == 0
 
 
 async def test_who_leaves_gives_all_its_places_back(broker: RunningBroker):
@@ -283,7 +283,7 @@ async def test_who_leaves_gives_all_its_places_back(broker: RunningBroker):
     with pytest.raises(asyncio.CancelledError):
         await asking
     await until(lambda: broker.services.scheduler.queued(key) == 0)
-    assert broker.services.scheduler._upload_bytes == 0
+    assert broker.services.scheduler.upload_bytes == 0
     hold.set()
     metrics = (await request("GET", f"{broker.url}/metrics")).body.decode()
     labels = '{model="tiny",version="1.0.0",reason="CANCELED"}'

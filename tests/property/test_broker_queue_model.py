@@ -6,6 +6,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from broker.scheduling.queue import EdfQueue, Place
 
+PRIORITIES = st.integers(1, 3)
 DEADLINES = st.floats(min_value=0, max_value=10, allow_nan=False)
 
 
@@ -18,10 +19,10 @@ class QueueAgainstList(RuleBasedStateMachine):
         self.model: list[tuple[Place, int]] = []
         self.entries = 0
 
-    @rule(target=places, deadline_s=DEADLINES)
-    def push(self, deadline_s: float) -> Place:
+    @rule(target=places, deadline_s=DEADLINES, priority=PRIORITIES)
+    def push(self, deadline_s: float, priority: int) -> Place:
         self.entries += 1
-        place = self.queue.push(deadline_s, self.entries)
+        place = self.queue.push(deadline_s, self.entries, priority)
         self.model.append((place, self.entries))
         self.model.sort()
         return place
@@ -43,10 +44,12 @@ class QueueAgainstList(RuleBasedStateMachine):
         assert self.queue.pop_expired(now_s) == expired
         self.model = [(place, entry) for place, entry in self.model if place.deadline_s > now_s]
 
-    @rule(deadline_s=DEADLINES)
-    def count_before(self, deadline_s: float) -> None:
-        expected = sum(place.deadline_s <= deadline_s for place, _ in self.model)
-        assert self.queue.count_before(deadline_s) == expected
+    @rule(deadline_s=DEADLINES, priority=PRIORITIES)
+    def count_before(self, deadline_s: float, priority: int) -> None:
+        expected = sum(
+            (place.priority, place.deadline_s) <= (priority, deadline_s) for place, _ in self.model
+        )
+        assert self.queue.count_before(deadline_s, priority) == expected
 
     @invariant()
     def holds_the_same_in_the_same_order(self) -> None:

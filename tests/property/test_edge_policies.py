@@ -468,6 +468,25 @@ def test_a_path_is_kept_warm_for_a_near_request_and_left_to_sleep_for_a_far_one(
     assert not policy.decide(spare).warm_up
 
 
+@pytest.mark.parametrize("confidence", [None, 0.3])
+def test_an_upload_that_will_be_late_is_not_begun_for_the_window_it_would_open(
+    confidence: float | None,
+) -> None:
+    """Requests come thick, and a fresh window would serve them; but it would be cut short."""
+    slow = LinkOutlook(
+        log_rate_mean=math.log(1e5), log_rate_deviation=0.75, rtt_ms=150, rtt_deviation_ms=20,
+        connection_open=False, setup_round_trips=2, promotion_ms=1500.0, window_bytes=14_600,
+        fresh_share=1.0, long_run_mean=math.log(1e5), long_run_deviation=0.75,
+    )  # fmt: skip
+    situation = open_situation(
+        link=slow, confidence=confidence, conditions=Conditions(link_type="3g"),
+        arrivals=_rhythm(0.3, 20), upload_bytes=60_000, time_left_ms=400,
+    )  # fmt: skip
+    decision = ExpectedUtility("accuracy").decide(situation)
+    assert decision.p_cloud_in_deadline < 0.01
+    assert decision.action is Action.LOCAL
+
+
 @settings(max_examples=20)
 @given(situation=situations)
 def test_dearer_modes_upload_only_where_cheaper_ones_do(situation: Situation) -> None:

@@ -24,6 +24,7 @@ class Saver:
         return Conditions(data_saver=True)
 
 bundle, url, image = sys.argv[1], sys.argv[2], open(sys.argv[3], "rb").read()
+state = sys.argv[3] + ".state"
 {body}
 time.sleep(0.2)
 print(*events)
@@ -46,6 +47,12 @@ async def main():
     assert events[before:] == [], events
     del events[:]
 asyncio.run(main())
+
+with EdgeRuntime(bundle, url, "ONLY_ON_DEVICE", state=state) as runtime:
+    job = runtime.submit(image)
+    assert job.result(30).inference_source == "ON_DEVICE"
+    job.forget()
+assert events == [], events
 """
 
 PRIVATE = """
@@ -55,6 +62,9 @@ for mode in ("ADAPTIVE", "PREFER_IN_CLOUD", "PREFER_ON_DEVICE"):
         before = len(events)
         for _ in range(3):
             assert runtime.run(image, private=True).inference_source == "ON_DEVICE"
+        job = runtime.submit(image, private=True)
+        assert job.result(30).inference_source == "ON_DEVICE"
+        job.forget()
         time.sleep(0.1)
         assert events[before:] == [], events
     del events[:]

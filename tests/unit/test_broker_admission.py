@@ -56,15 +56,34 @@ def test_the_margin_counts_as_soon_as_somebody_is_before(latency: LatencyModel):
     assert isinstance(refusal(waiting, left_ms=25.0, margin_ms=5.1), Overloaded)
 
 
-def test_the_margin_grows_by_what_came_late_and_shrinks_by_what_did_not():
+def test_the_margin_is_what_3_of_100_answers_exceed():
     margin = Margin()
     assert margin.for_deadline(200.0) == 0.0
-    for _ in range(10):
-        margin.observe(200.0, error_ms=math.inf)
-    grown = margin.for_deadline(200.0)
-    assert grown == pytest.approx(10 * 0.97 * 4.0)
-    margin.observe(200.0, error_ms=-50.0)
-    assert margin.for_deadline(200.0) == pytest.approx(grown - 0.03 * 4.0)
+    for late_ms in range(100):
+        margin.observe(200.0, error_ms=late_ms)
+    assert margin.for_deadline(200.0) == 96.0
+    for _ in range(1100):  # what is long past says nothing any more
+        margin.observe(200.0, error_ms=-5.0)
+    assert margin.for_deadline(200.0) == 0.0
+
+
+def test_an_answer_that_never_came_counts_no_more_than_its_deadline():
+    margin = Margin()
+    margin.observe(200.0, error_ms=math.inf)
+    assert margin.for_deadline(200.0) == 100.0
+
+
+def test_whoever_is_over_a_fair_share_waits_behind_its_own(latency: LatencyModel):
+    assert predict(latency, fair_ms=15.9).wait_ms == 0.0  # it shares the next batch
+    over = predict(latency, ahead=1, fair_ms=40.0)
+    assert over.wait_ms == 2 * 16.0
+    assert over.batch_ms == latency.high_ms(3)
+    assert predict(latency, ahead=12, fair_ms=40.0).wait_ms == 3 * 16.0
+
+
+def test_the_next_batch_is_taken_for_as_large_as_the_one_that_runs(latency: LatencyModel):
+    assert predict(latency, residual_ms=5.0, recent_batch=4).batch_ms == latency.high_ms(4)
+    assert predict(latency, residual_ms=5.0, recent_batch=9).batch_ms == latency.high_ms(4)
 
 
 def test_the_margin_of_long_deadlines_does_not_shut_out_short_ones():

@@ -32,7 +32,7 @@ def test_what_a_client_sends_wrong_is_never_our_fault(error: type[e.NearfarError
     ids=lambda error: error.__name__,
 )
 def test_only_what_may_work_later_has_a_status_that_says_so(error: type[e.NearfarError]):
-    if status_of(error) in (408, 429, 503, 504):
+    if status_of(error) in (408, 409, 429, 503, 504):
         assert error.retryable
     elif status_of(error) < 500:
         assert not error.retryable

@@ -20,12 +20,18 @@ from converters.verify.engine import check_engine
 from converters.verify.gates import in_doubt
 from converters.verify.mistakes import Mistaken, mistakes
 from converters.verify.ranges import RangeRow, Spread, judge_ranges, match_values
-from converters.verify.values import Value, as_reference, declared_range
+from converters.verify.values import (
+    Value,
+    as_reference,
+    declared_in_program,
+    declared_range,
+)
 from edge_runtime.contract.manifest import ReferenceRecord
 from edge_runtime.contract.preprocess import named
 from edge_runtime.contract.tasks import ClassificationTask, DetectionTask, SegmentationTask
 from edge_runtime.contract.tasks.detection import AnchorsRecord, box_iou, candidates, suppress
 from edge_runtime.contract.tensors import TensorSpec
+from edge_runtime.runtimes.mil import program as mil
 
 RNG = np.random.default_rng(3)
 
@@ -40,6 +46,36 @@ def names(findings: Any) -> list[str]:
 def test_declared_range_is_what_the_integers_stand_for() -> None:
     assert declared_range(0.5, -128, np.dtype(np.int8)) == (0.0, 127.5)
     assert declared_range(0.25, 10, np.dtype(np.uint8)) == (-2.5, 61.25)
+
+
+def test_term_of_a_core_ml_sum_in_other_units_declares_no_range() -> None:
+    int8, half = mil.Type(dtype="int8", shape=(1, 2)), mil.Type(dtype="float16", shape=(1, 2))
+
+    def number(value: float) -> mil.Operand:
+        return mil.Operand(name="", val=np.float16(value))
+
+    def step(kind: str, source: str, target: str, scale: float) -> mil.Operation:
+        inputs = {"input": mil.Operand(name=source), "scale": number(scale),
+                  "zero_point": mil.Operand(name="", val=np.int8(-119))}  # fmt: skip
+        made = int8 if kind == "quantize" else half
+        return mil.Operation(op_type=kind, name=target, inputs=inputs, outputs=((target, made),))
+
+    def reader(kind: str, source: str) -> mil.Operation:
+        inputs = {"x": mil.Operand(name=source), "y": mil.Operand(name="other")}
+        return mil.Operation(op_type=kind, name="", inputs=inputs, outputs=(("", half),))
+
+    program = mil.Function(
+        inputs={}, outputs=(),
+        operations=(
+            step("quantize", "x", "stored", 0.04),
+            step("dequantize", "stored", "own", 0.04), reader("conv", "own"),
+            step("dequantize", "stored", "term", 1.0), reader("add", "term"),
+        ),
+    )  # fmt: skip
+    ranges, foreign = declared_in_program(program)
+    assert foreign == {"term"}
+    assert list(ranges) == ["own"]
+    assert ranges["own"] == pytest.approx((-0.36, 9.84), rel=1e-3)
 
 
 def test_layout_of_a_file_is_turned_into_the_references() -> None:

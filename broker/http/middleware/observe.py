@@ -80,8 +80,8 @@ def _add_headers(response: web.StreamResponse, services: Services, trace: Trace)
         return
     delay_ms = services.scheduler.queue_delay_ms(trace.model)
     response.headers[QUEUE_DELAY_HEADER] = str(delay_ms)
-    if response.status == 503:
-        response.headers["Retry-After"] = str(retry_after_s(delay_ms))
+    if response.status in (429, 503):
+        response.headers["Retry-After"] = str(retry_after_s(trace, delay_ms))
 
 
 def _record(

@@ -381,7 +381,9 @@ class Session:
             detail=error.detail[:_MAX_DETAIL_CHARS],
             status=status,
             retryable=error.retryable,
-            retry_after_ms=retry_after_s(delay_ms or 0) * 1000 if status == 503 else None,
+            retry_after_ms=(
+                retry_after_s(trace, delay_ms or 0) * 1000 if status in (429, 503) else None
+            ),
             queue_delay_ms=delay_ms,
             request_id=trace.request_id,
         )

@@ -46,6 +46,10 @@ class SessionUpload:
         """Whether the whole body is here."""
         return self.received_bytes == self.size_bytes
 
+    def arrived(self, max_bytes: int) -> bytes | None:
+        """None: what is here must be acknowledged piece by piece."""
+        return None
+
     def feed(self, frame: Data, now_s: float) -> None:
         """One frame came; a wrong one fails the request, not the session."""
         if self._error is not None:

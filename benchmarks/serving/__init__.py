@@ -1,0 +1,1 @@
+"""The broker beside other servers, over real sockets: cost, overload, fairness, refusals."""

@@ -1,0 +1,96 @@
+"""A real model through the broker against the same program in a bare loop.
+
+ResNet-18 with random weights from a JPEG, 32 callers. The bare loop decodes and runs with the
+code of the broker's worker, in one process, one batch after the other, and talks to nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import msgspec
+
+from benchmarks.serving.figures.base import Bench, Finding, Row
+from benchmarks.serving.load import Plan
+from benchmarks.serving.measure import median, quantile, run_load
+from benchmarks.serving.targets import NEARFAR, ROOT
+from benchmarks.serving.workload import Work, runner
+
+CALLERS = 32
+DEMANDED = 0.93
+
+
+def measure(bench: Bench) -> Finding:
+    work = Work(kind="program", deadline_ms=60_000, servable=bench.resnet18)
+    seconds = 8.0 if bench.quick else 12.0
+    rows: list[Row] = []
+    photo_path = bench.folder / "photo.jpg"
+    photo_path.write_bytes(bench.photo)
+    for number in range(max(bench.rounds, 2)):
+        for name in ("bare loop", *bench.servers(tuned=False)):
+            if name == "bare loop":
+                command = [sys.executable, "-m", "benchmarks.serving.figures.compute"]
+                command += [msgspec.json.encode(work).decode(), str(photo_path), str(seconds)]
+                environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+                row: Row = msgspec.json.decode(subprocess.check_output(command, env=environment))
+                rows.append({"server": name, **row})
+                continue
+            with bench.server(name, work) as target:
+                plan = Plan(
+                    port=target.port,
+                    kinds=(target.kind(bench.photo),),
+                    give_up_ms=60_000,
+                    callers=CALLERS,
+                    seconds=seconds,
+                    seed=number + 1,
+                )
+                run = run_load(target, plan)
+            answered = [record for record in run.records if record.status == 200]
+            last_s = max((record.at_s + record.ms / 1e3 for record in answered), default=seconds)
+            rows.append(
+                {
+                    "server": name,
+                    "images_per_s": round(len(answered) / last_s, 2),
+                    "cpu_ms_per_image": round(run.cpu_s * 1e3 / max(len(answered), 1), 2),
+                    "failed": len(run.records) - len(answered),
+                    "p50_ms": quantile([record.ms for record in answered], 0.5),
+                    "p99_ms": quantile([record.ms for record in answered], 0.99),
+                    "load_average": run.load_average,
+                }
+            )
+    bare = median([row["images_per_s"] for row in rows if row["server"] == "bare loop"])
+    ours = median([row["images_per_s"] for row in rows if row["server"] == NEARFAR])
+    for row in rows:
+        row["of_the_bare_loop"] = round(row["images_per_s"] / bare, 4)
+    return Finding(
+        title="resnet18 from a JPEG, 32 callers",
+        rows=rows,
+        passed={"resnet18_93_percent_of_the_bare_loop": ours >= DEMANDED * bare},
+    )
+
+
+def main() -> None:
+    """The bare loop, in a process of its own."""
+    work = msgspec.json.decode(sys.argv[1], type=Work)
+    with open(sys.argv[2], "rb") as file:  # noqa: PTH123
+        bodies = [file.read()] * work.max_batch
+    run = runner(work)
+    run(bodies)
+    images = 0
+    started_s, cpu_s = time.perf_counter(), time.process_time()
+    while (elapsed_s := time.perf_counter() - started_s) < float(sys.argv[3]):
+        images += len(run(bodies))
+    cpu_s = time.process_time() - cpu_s
+    said = {
+        "images_per_s": round(images / elapsed_s, 2),
+        "cpu_ms_per_image": round(cpu_s * 1e3 / images, 2),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
+    sys.stdout.write(msgspec.json.encode(said).decode())
+
+
+if __name__ == "__main__":
+    main()

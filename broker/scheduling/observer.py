@@ -1,0 +1,22 @@
+"""Who is told what the scheduler does."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from broker.models.servable import ModelKey
+
+__all__ = ["Observer"]
+
+
+class Observer(Protocol):
+    """Told what happens, for metrics. Quick, and raises nothing."""
+
+    def batch_ran(self, model: ModelKey, images: int, duration_ms: float) -> None:
+        """A batch came back."""
+
+    def batch_lost(self, model: ModelKey, images: int) -> None:
+        """A batch failed as a whole."""
+
+    def dropped(self, model: ModelKey) -> None:
+        """A request left the queue because it would be late."""

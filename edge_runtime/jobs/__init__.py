@@ -1,0 +1,1 @@
+"""Heavy jobs: submitted, followed and fetched later, also after a restart of the app."""
