@@ -46,6 +46,9 @@ async def running_services(
         threads=settings.threads,
         runtime=settings.runtime,
         precision=settings.precision,
+        backend=settings.backend,
+        slots=settings.slots,
+        backend_key=settings.read_backend_key(),
         start_timeout_s=settings.start_timeout_s,
         hang_timeout_s=settings.hang_timeout_s,
     )

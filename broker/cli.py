@@ -62,7 +62,16 @@ Then:
     "--executor",
     default="worker",
     show_default=True,
-    help="worker: a process of its own; inline: a thread of this one.",
+    help="worker: a process of its own; inline: a thread of this one; oip: another server "
+    "(--backend URL); ray: actors of a Ray cluster (--backend ADDRESS, or a local one).",
+)
+@click.option("--backend", metavar="URL|ADDRESS", help="Where the executor oip or ray runs models.")
+@click.option("--slots", type=int, help="Actors of the executor ray.  [default: 1]")
+@click.option(
+    "--backend-key",
+    "backend_key_file",
+    metavar="FILE",
+    help="File whose first line is the API key for the backend of oip.",
 )
 @click.option("--threads", type=int, help="CPU threads of a forward pass.  [default: cores - 1]")
 @click.option(
@@ -101,6 +110,9 @@ def serve(
     device: str,
     max_batch: int | None,
     executor: str,
+    backend: str | None,
+    slots: int | None,
+    backend_key_file: str | None,
     threads: int | None,
     runtime: str | None,
     precision: str | None,
@@ -132,6 +144,9 @@ def serve(
         "device": device,
         "max_batch": max_batch,
         "executor": executor,
+        "backend": backend,
+        "slots": slots,
+        "backend_key_file": backend_key_file,
         "threads": threads,
         "runtime": runtime,
         "precision": precision,

@@ -22,6 +22,8 @@ _ORIGIN = re.compile(
     r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?"
 )
 
+_MAX_KEY_CHARS = 1024
+
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
 
@@ -55,6 +57,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     runtime: RuntimeName = "auto"
     precision: Precision = "auto"
     """Of the models' arithmetic; docs/operations.md says what ``auto`` takes."""
+    backend: str | None = None
+    """URL of the executor ``oip``, or address of the cluster of ``ray``."""
+    slots: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Actors of the executor ``ray``; a batch is spread over them."""
+    backend_key_file: str | None = None
+    """Its first line is the API key for the backend."""
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_BATCH)] = 8
     max_queue: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_QUEUE)] = limits.MAX_QUEUE
     """Requests that upload or wait, of all models together."""
@@ -82,6 +90,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ConfigError("CORS origin '*' already allows every other one: pass it alone")
         if len(set(self.models)) != len(self.models):
             raise ConfigError("the same --models value is given twice")
+
+    def read_backend_key(self) -> str | None:
+        """The API key for the backend. ``ConfigError`` when its file cannot be used."""
+        if self.backend_key_file is None:
+            return None
+        try:
+            with Path(self.backend_key_file).open(encoding="ascii") as file:
+                key = file.readline(_MAX_KEY_CHARS).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read --backend-key: {type(error).__name__}") from None
+        if not key.isprintable() or not key:
+            raise ConfigError("the first line of --backend-key is no key")
+        return key
 
     @property
     def folders(self) -> tuple[Path, ...]:

@@ -94,6 +94,12 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Threads of one forward pass on the CPU."""
     runtime: RuntimeName = "auto"
     precision: Precision = "auto"
+    backend: str | None = None
+    """Where the executors ``oip`` (a URL) and ``ray`` (a cluster's address) find what runs."""
+    backend_key: str | None = None
+    """The API key for it."""
+    slots: int = 1
+    """Actors of the executor ``ray``."""
     start_timeout_s: float = 300.0
     """From the start of a process to its models being loaded."""
     hang_timeout_s: float = 30.0

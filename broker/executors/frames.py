@@ -79,6 +79,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     precision: Precision = "auto"
     caps: tuple[tuple[ModelKey, int], ...] = ()
     """Batch sizes beyond which earlier workers ran out of memory."""
+    known: tuple[tuple[ModelKey, LoadedModel], ...] = ()
+    """How earlier workers ran these models, once they had compared it with fp32."""
 
 
 class LoadModel(msgspec.Struct, frozen=True, tag="load_model"):

@@ -64,7 +64,7 @@ from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tensors import canonical, to_little_endian
 from edge_runtime.contract.wire import EncodedAnswer, decode_seed
 
-__all__ = ["TorchProgram"]
+__all__ = ["TorchProgram", "normalization_of"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -105,10 +105,11 @@ class TorchProgram:
         runtime: RuntimeName = "auto",
         precision: Precision = "auto",
         threads: int = 1,
+        known: LoadedModel | None = None,
     ) -> TorchProgram:
         """Load ``model.pt2`` onto ``cpu`` or ``cuda`` and try it on one and two images.
 
-        ``runtime``, ``precision``: see ``choose_runtime``.
+        ``runtime``, ``precision``, ``known``: see ``choose_runtime``.
 
         The file is screened from outside first: torch runs code that a hostile one brings.
         Raises ``BackendUnavailable`` without torch, ``ManifestError`` when the record inside
@@ -130,9 +131,7 @@ class TorchProgram:
                 "export it again with the torch this broker has"
             ) from None
         _check_record(servable, extra_files[REFERENCE_RECORD_NAME])
-        record, spec = servable.manifest.preprocess, servable.manifest.model.inputs[0]
-        to_normalize = record is not None and spec.dtype == "float32"
-        affine = affine_of(record.normalization, spec) if record and to_normalize else None
+        spec, affine = servable.manifest.model.inputs[0], normalization_of(servable)
         try:
             chosen = choose_runtime(
                 exported,
@@ -142,6 +141,7 @@ class TorchProgram:
                 runtime=runtime,
                 precision=precision,
                 threads=threads,
+                known=known,
             )
             program = cls(servable, chosen, affine, device)
             program._try_out()
@@ -323,6 +323,14 @@ class TorchProgram:
             top_k=item.top_k,
         )
         return encode_answer(answer, media_type=item.media_type, colored=item.colored)
+
+
+def normalization_of(servable: OpenedServable) -> Affine | None:
+    """What the pixels of an image still need; None: nothing, or no image goes in."""
+    record, spec = servable.manifest.preprocess, servable.manifest.model.inputs[0]
+    if record is None or spec.dtype != "float32":
+        return None
+    return affine_of(record.normalization, spec)
 
 
 def _shapes(shapes: list[list[int]]) -> str:

@@ -96,8 +96,16 @@ class Supervisor:
     async def _running_child(self) -> AsyncIterator[Child]:
         """A worker that is dead and reaped when the block ends."""
         self._started_s = time.monotonic()
-        async with asyncio.timeout(self._options.start_timeout_s):
-            child = await self._nursery.spawn()
+        limit_s = self._options.start_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                child = await self._nursery.spawn()
+        except TimeoutError:
+            raise ModelLoadError(f"no worker process started in {limit_s:g} s") from None
+        except ConnectionError:
+            raise ModelLoadError(
+                "the process that starts workers ended: see worker_stderr in the log"
+            ) from None
         self.child = child
         try:
             yield child
@@ -117,6 +125,7 @@ class Supervisor:
             runtime=options.runtime,
             precision=options.precision,
             caps=tuple(self.caps.items()),
+            known=tuple(self.loaded.items()),
         )
         limit_s = options.start_timeout_s
         try:

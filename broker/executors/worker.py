@@ -41,10 +41,11 @@ _SIGKILL: Final = -9
 class _Lost(WorkerLost):
     """One batch was lost, with how suspect its requests are."""
 
-    def __init__(self, detail: str, *, killed: bool = False) -> None:
+    def __init__(self, detail: str, *, killed: bool = False, hung: bool = False) -> None:
         super().__init__(detail)
         self.killed = killed
         """By somebody else, as far as can be told."""
+        self.hung = hung
 
 
 class WorkerExecutor:
@@ -110,10 +111,12 @@ class WorkerExecutor:
                         child = await self._ready_child()
                 except TimeoutError:
                     break
-                limit_s = min(self._limit_s(model, [item]), max(end_s - loop.time(), 0.1))
+                limit_s, left_s = self._limit_s(model, [item]), end_s - loop.time()
                 try:
-                    (outcome,) = await self._attempt(child, model, [item], limit_s)
+                    (outcome,) = await self._attempt(child, model, [item], min(limit_s, left_s))
                 except _Lost as again:
+                    if again.hung and left_s < limit_s:
+                        break  # it had less time than it may take: nothing is proved
                     strikes += 1
                     if strikes >= (_STRIKES_KILLED if again.killed else _STRIKES):
                         outcome = self._quarantine.add(model, item)
@@ -150,7 +153,8 @@ class WorkerExecutor:
         except TimeoutError:
             self._supervisor.abandon(child)
             raise _Lost(
-                f"the model gave no sign of life for {limit_s:g} s and was stopped: ask again"
+                f"the model gave no sign of life for {limit_s:.3g} s and was stopped: ask again",
+                hung=True,
             ) from None
         except (ConnectionError, asyncio.IncompleteReadError, WireError):
             self._supervisor.abandon(child)

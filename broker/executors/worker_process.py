@@ -27,7 +27,7 @@ from edge_runtime.contract.errors import ManifestError, NearfarError, WireError
 if TYPE_CHECKING:
     from broker.executors.program import TorchProgram
 
-__all__ = ["main"]
+__all__ = ["Models", "main"]
 
 _LOG = logging.getLogger(__name__)
 _PROGRESS_EVERY_S = 0.25
@@ -84,7 +84,7 @@ def _take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
     return source, sink
 
 
-class _Models:
+class Models:
     """The programs in this process's memory."""
 
     def __init__(self, load: frames.Load) -> None:
@@ -97,7 +97,7 @@ class _Models:
             precision=load.precision,
             threads=load.threads,
         )
-        self._caps = dict(load.caps)
+        self._caps, self._known = dict(load.caps), dict(load.known)
         self._by_key: dict[ModelKey, TorchProgram] = {}
         self.device = pick_device(load.device)
         use_threads(load.threads)
@@ -109,18 +109,20 @@ class _Models:
             raise ManifestError(
                 f"{ref.root} changed since the broker verified it: start the broker again"
             )
-        program = self._load_program(servable, self.device)
+        program = self._load_program(servable, self.device, known=self._known.get(servable.key))
         program.cap = self._caps.get(servable.key)
         self._by_key[servable.key] = program
         return servable.key, program.loaded
 
     def unload(self, key: ModelKey) -> None:
+        """Free one, if it is there."""
         program = self._by_key.pop(key, None)
         if program is not None:
             self._caps |= {} if program.cap is None else {key: program.cap}
             program.free()
 
     def run(self, request: frames.RunBatch, still_alive: Callable[[], None]) -> frames.BatchDone:
+        """Answer a batch; ``still_alive`` is called now and then."""
         program = self._by_key.get(request.model)
         if program is None:
             gone = frames.to_result(not_in_memory(request.model))
@@ -135,7 +137,7 @@ def _serve(connection: _Connection) -> None:
     load = connection.receive()
     if not isinstance(load, frames.Load):
         raise WireError("the first frame must be Load")
-    models = _Models(load)
+    models = Models(load)
     loaded = tuple(models.load(ref) for ref in load.servables)
     connection.send(frames.Ready(device=models.device, models=loaded))
     while True:

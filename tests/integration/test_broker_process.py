@@ -202,7 +202,7 @@ def test_a_spec_that_cannot_be_exported_says_why():
 def test_an_unknown_executor_names_the_ones_there_are():
     done = serve("--models", str(shared_servable()), "--executor", "magic", "--port", "0")
     assert done.returncode == 2
-    assert last_line(done).endswith("there are: inline, worker")
+    assert last_line(done).endswith("there are: inline, oip, ray, worker")
 
 
 def test_a_termination_while_models_load_exits_0():

@@ -161,7 +161,7 @@ async def test_a_batch_that_does_not_fit_into_memory_is_halved_and_the_size_reme
             assert one.predictions is not None
             assert other.predictions is not None
             assert [p.index for p in one.predictions] == [p.index for p in other.predictions]
-        assert events.named("batch_cap_learned")[-1] == {"model": "tiny", "images": 3}
+        assert events.named("batch_cap_learned")[-1] == {"model": "tiny", "images": 2}
         assert executor.stats().restarts == 0
 
         pid = executor.stats().pid

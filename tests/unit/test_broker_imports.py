@@ -11,6 +11,8 @@ import pytest
     [
         ("broker.server", ["torch", "tensorflow", "coremltools", "converters"]),
         ("broker.executors.worker_process", ["torch", "aiohttp", "prometheus_client"]),
+        ("broker.executors.oip", ["torch", "ray", "openvino"]),
+        ("broker.executors.ray", ["torch", "ray", "openvino"]),
         ("broker.executors.zygote", ["torch", "aiohttp", "numpy"]),
         ("broker.cli", ["torch", "aiohttp", "numpy", "PIL"]),
     ],

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.executors.base import BatchItem
+from broker.executors.base import BatchItem, LoadedModel
 from broker.executors.program import TorchProgram
 from broker.executors.runtimes.base import affine_of
 from broker.executors.runtimes.choose import LEAST_SQNR_DB, sqnr_db
@@ -112,6 +112,21 @@ def test_bf16_is_chosen_only_where_the_processor_has_amx(monkeypatch: pytest.Mon
             "broker.executors.runtimes.choose.cpu_has_amx", lambda found=has_amx: found
         )
         assert TorchProgram.load(servable, "cpu").loaded.precision == expected
+
+
+def test_what_an_earlier_process_compared_is_taken_without_comparing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def compares(*_: object) -> float:
+        raise AssertionError("compared again")
+
+    monkeypatch.setattr("broker.executors.runtimes.choose._compare", compares)
+    servable = open_servable(shared_servable())
+    known = LoadedModel("eager", "bf16", 41.5)
+    assert TorchProgram.load(servable, "cpu", known=known).loaded == known
+    plain = LoadedModel("eager", "fp32")
+    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_has_amx", lambda: True)
+    assert TorchProgram.load(servable, "cpu", known=plain).loaded == plain
 
 
 def test_openvino_runs_with_the_stub_that_sends_nothing():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.executors.base import Precision, RuntimeName
+from broker.executors.base import LoadedModel, Precision, RuntimeName
 from broker.executors.runtimes.base import (
     Affine,
     ModelRuntime,
@@ -43,18 +43,25 @@ def choose_runtime(
     runtime: RuntimeName = "auto",
     precision: Precision = "auto",
     threads: int = 1,
+    known: LoadedModel | None = None,
 ) -> ModelRuntime:
     """The runtime that was asked for, checked against PyTorch in fp32 on trial inputs.
 
     ``auto``: PyTorch operator by operator, in bf16 where the device multiplies it faster
     (AMX, CUDA), and in fp32 where that misses the bound: a warning in the log says so. What
     was asked for by name and misses it raises ``ModelLoadError``; so does what cannot be
-    made. Raises ``BackendUnavailable`` as well.
+    made. Raises ``BackendUnavailable`` as well. ``known``: what an earlier process chose and
+    checked for the same program; it is taken without comparing again.
     """
-    eager = TorchRuntime(exported, device, "fp32")
-    kind = "eager" if runtime == "auto" else runtime
-    wanted = _fast_precision(device) if precision == "auto" else precision
-    if (kind, wanted) == ("eager", "fp32"):
+    kind: RuntimeName = "eager" if runtime == "auto" else runtime
+    wanted = precision
+    if known is not None:
+        kind, wanted = cast("RuntimeName", known.runtime), cast("Precision", known.precision)
+    elif precision == "auto":
+        wanted = _fast_precision(device)
+    eager_is_all = (kind, wanted) == ("eager", "fp32")
+    eager = TorchRuntime(exported, device, "fp32") if eager_is_all or known is None else None
+    if eager_is_all and eager is not None:
         return eager
     makers: dict[str, Callable[[], ModelRuntime]] = {
         "eager": lambda: TorchRuntime(exported, device, wanted),
@@ -65,6 +72,8 @@ def choose_runtime(
         raise ModelLoadError("the runtime openvino is for the CPU: pass --device cpu")
     try:
         made = makers[kind]()
+        if eager is None:
+            return _Measured(made, None if known is None else known.sqnr_db)
         found_db = _compare(made, eager, spec, affine)
         if found_db < LEAST_SQNR_DB:
             raise ModelLoadError(
@@ -72,19 +81,19 @@ def choose_runtime(
                 f"{LEAST_SQNR_DB:g}: pass --precision fp32"
             )
     except NearfarError as error:
-        if runtime != "auto" or precision != "auto":
+        if eager is None or runtime != "auto" or precision != "auto":
             raise
         _LOG.warning("fp32 instead of %s: %s", wanted, error.detail)
         return eager
     eager.free()
-    return _Measured(made, found_db)
+    return _Measured(made, round(found_db, 1))
 
 
 class _Measured:
     """A runtime that says how close to fp32 it was."""
 
-    def __init__(self, inner: ModelRuntime, found_db: float) -> None:
-        self.info = msgspec.structs.replace(inner.info, sqnr_db=round(found_db, 1))
+    def __init__(self, inner: ModelRuntime, found_db: float | None) -> None:
+        self.info = msgspec.structs.replace(inner.info, sqnr_db=found_db)
         self.forward = inner.forward
         self.free = inner.free
 
