@@ -132,7 +132,7 @@ def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[
     tokens = {tenant.name: _add_key(keys, tenant) for tenant in tenants}
     command = [
         sys.executable,
-        *(os.environ.get("HS_PROF") or "-m").split(),
+        "-m",
         "edge_runtime",
         "serve",
         "--port",

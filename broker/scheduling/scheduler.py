@@ -314,7 +314,7 @@ class Scheduler:
                 await self._loop_task
         for lane in self._lanes.values():
             while lane.waiting:
-                _settle(lane.waiting.pop(), Overloaded(_SHUTTING_DOWN))
+                lane.waiting.pop().settle(Overloaded(_SHUTTING_DOWN))
 
     async def _feed(self) -> None:
         while True:
@@ -335,7 +335,7 @@ class Scheduler:
             for ticket in formed.hopeless:
                 self._leave(ticket)
                 self._dropped(ticket)
-                _settle(ticket, DeadlineExceeded("the deadline would pass before the answer"))
+                ticket.settle(DeadlineExceeded("the deadline would pass before the answer"))
             for ticket in formed.tickets:
                 self._leave(ticket, dispatched=ticket.still_wanted)
             tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
@@ -372,11 +372,11 @@ class Scheduler:
                 error = BrokerFault("the broker failed on this batch; it is logged")
             self._observer.batch_lost(model, len(tickets))
             for ticket in tickets:
-                _settle(ticket, type(error)(error.detail))
+                ticket.settle(type(error)(error.detail))
             return
         except asyncio.CancelledError:
             for ticket in tickets:
-                _settle(ticket, Overloaded(_SHUTTING_DOWN))
+                ticket.settle(Overloaded(_SHUTTING_DOWN))
             raise
         finally:
             self._running = None
@@ -389,19 +389,10 @@ class Scheduler:
                 error_ms = (now_s - ticket.predicted_finish_s) * 1e3
                 self._margin.observe(ticket.left_at_admission_ms, error_ms)
             if isinstance(result, NearfarError):
-                _settle(ticket, result)
+                ticket.settle(result)
                 continue
             answered += 1
             queue_ms = (started_s - ticket.queued_s) * 1e3
-            _settle(ticket, Answer(result, queue_ms=queue_ms, inference_ms=duration_ms))
+            ticket.settle(Answer(result, queue_ms=queue_ms, inference_ms=duration_ms))
         if answered:  # what failed to decode did not go through the model
             lane.latency.observe(answered, duration_ms, now_s)
-
-
-def _settle(ticket: Ticket, outcome: Answer | NearfarError) -> None:
-    """Wake the request that waits for this, if it still does.
-
-    Errors travel as results: a future's exception that nobody collects would be logged.
-    """
-    if ticket.outcome is not None and not ticket.outcome.done():
-        ticket.outcome.set_result(outcome)

@@ -88,6 +88,14 @@ class Ticket:
         """Whether anyone waits for it: the client may have left meanwhile."""
         return self.outcome is not None and not self.outcome.done()
 
+    def settle(self, outcome: Answer | NearfarError) -> None:
+        """Wake the request that waits for this, if it still does.
+
+        Errors travel as results: a future's exception that nobody collects would be logged.
+        """
+        if self.outcome is not None and not self.outcome.done():
+            self.outcome.set_result(outcome)
+
     def left_ms(self, now_s: float) -> float:
         """Milliseconds to the deadline; negative once it has passed."""
         return (self.deadline_s - now_s) * 1e3
