@@ -28,6 +28,22 @@ _JOB = "{id:[A-Za-z0-9_-]{1,64}}"
 
 def add_routes(router: web.UrlDispatcher) -> None:
     """Register all handlers. Their names are the ``route`` label of the metrics."""
+    # aiohttp tries resources in the order they were added: those that are asked most come first.
+    posts = (
+        (f"/v1/models/{_NAME}:predict", predict.predict, "predict"),
+        (f"/v1/models/{_NAME}/jobs", jobs.submit_job, "job_submit"),
+        (f"/v2/models/{_NAME}/infer", oip_infer.infer, "oip_infer"),
+        (
+            f"/v2/models/{_NAME}/versions/{_VERSION}/infer",
+            oip_infer.infer,
+            "oip_version_infer",
+        ),
+        ("/v2/repository/index", oip_repository.index, "oip_index"),
+        (f"/v2/repository/models/{_NAME}/load", oip_repository.load, "oip_load"),
+        (f"/v2/repository/models/{_NAME}/unload", oip_repository.unload, "oip_unload"),
+    )
+    for path, handler, name in posts:
+        router.add_post(path, handler, name=name, expect_handler=defer_continue)
     gets = (
         ("/v1/models", models.list_models, "models"),
         (f"/v1/models/{_NAME}", models.show_model, "model"),
@@ -65,21 +81,6 @@ def add_routes(router: web.UrlDispatcher) -> None:
     )
     for path, handler, name in gets:
         router.add_get(path, handler, name=name, expect_handler=defer_continue)
-    posts = (
-        (f"/v1/models/{_NAME}:predict", predict.predict, "predict"),
-        (f"/v1/models/{_NAME}/jobs", jobs.submit_job, "job_submit"),
-        (f"/v2/models/{_NAME}/infer", oip_infer.infer, "oip_infer"),
-        (
-            f"/v2/models/{_NAME}/versions/{_VERSION}/infer",
-            oip_infer.infer,
-            "oip_version_infer",
-        ),
-        ("/v2/repository/index", oip_repository.index, "oip_index"),
-        (f"/v2/repository/models/{_NAME}/load", oip_repository.load, "oip_load"),
-        (f"/v2/repository/models/{_NAME}/unload", oip_repository.unload, "oip_unload"),
-    )
-    for path, handler, name in posts:
-        router.add_post(path, handler, name=name, expect_handler=defer_continue)
     router.add_delete(f"/v1/jobs/{_JOB}", jobs.cancel_job, name="job_cancel")
     absent = (
         ("/v2/logging", oip.no_logging, "logging"),
