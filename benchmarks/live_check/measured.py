@@ -3,9 +3,9 @@
 What differs from the shipped constants, and why:
 
 * TCP: the relay has no slow start and no handshake of TLS, and connections are open before the
-  start. What bounds an upload's first round trip is the session's own send window
-  (``SESSION_WINDOW_BYTES``, ``docs/session.md``), which grows with the first acknowledgements
-  and is kept while the broker admitted an upload within 5 s.
+  start. What bounds an upload is the session's own send window (``offload/window.py``):
+  ``SESSION_WINDOW_BYTES``, and once an upload was admitted within 5 s, the rate times the
+  shortest round trip of the last 10 s more. Both are read off the trace at the times of requests.
 * Radio: the relay promotes nothing. The device still believes what it believes of the link type.
 * Broker: service times as measured over a flat fast link, everything but the link included; no
   queue, no overload, no outage.
@@ -15,6 +15,7 @@ What differs from the shipped constants, and why:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import msgspec
@@ -35,6 +36,9 @@ from edge_runtime.simulation.world import World
 __all__ = ["MeasuredWorld", "Pair", "make_world", "open_path", "service_ms", "simulate_policy"]
 
 _ADMISSION_TRUSTED_S = 5.0
+_FORGET_S, _SHORTEST_S = 10.0, 0.005
+_SAMPLE_S = 0.1
+_MAX_RECENT = 32
 _GUARD_SHARE, _MAX_GUARD_S = 0.05, 0.010
 
 
@@ -72,6 +76,23 @@ class MeasuredWorld(World, frozen=True, kw_only=True, eq=False):
     def radio_power(self) -> RadioPower:
         """The relay wakes nothing."""
         return msgspec.structs.replace(radio_power(self.radio), promotion_s=0.0)
+
+    def max_window_bytes(self, time_s: float) -> float:
+        """The session's send window, from what the last ten seconds' requests met."""
+        number = bisect_left(self.arrived_s, time_s + 1e-9)
+        recent = [
+            at
+            for at in self.arrived_s[max(0, number - _MAX_RECENT) : number]
+            if time_s - at <= _FORGET_S
+        ]
+        if not recent:
+            return float(limits.SESSION_WINDOW_BYTES)
+        seen_s = [min(at + step * _SAMPLE_S, time_s) for at in recent for step in range(4)]
+        shortest_s = max(min(self.round_trips.at(at) for at in seen_s), _SHORTEST_S)
+        first = time_s - recent[-1] < _SAMPLE_S  # nothing of this upload is acknowledged yet
+        rated_s = recent[-2] if first and len(recent) > 1 else time_s - _SAMPLE_S
+        rate = self.capacity.between(rated_s, rated_s + _SAMPLE_S) / _SAMPLE_S
+        return limits.SESSION_WINDOW_BYTES + rate * shortest_s
 
     def cloud_correct(self, index: int) -> float:
         """1 where the cloud's model was right, 0 where not."""

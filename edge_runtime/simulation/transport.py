@@ -147,7 +147,7 @@ def plan_upload(world: World, path: Path, now_s: float, index: int) -> Upload:
     kept = not ready.opened and ready.ready_s - path.window_s <= tcp.window_kept_s
     window = path.window_bytes if kept else tcp.initial_window_bytes
     rounds = []
-    time_s, left, step = ready.ready_s, size, window
+    time_s, left, step = ready.ready_s, size, min(window, world.max_window_bytes(ready.ready_s))
     while True:
         part = min(step, left)
         drained_s = world.capacity.drain(time_s, part)
@@ -158,7 +158,7 @@ def plan_upload(world: World, path: Path, now_s: float, index: int) -> Upload:
         time_s = end_s
         if last or time_s == NEVER:
             break
-        step = min(2 * step, tcp.max_window_bytes)
+        step = min(2 * step, world.max_window_bytes(time_s))
     up_end_s = time_s
     if up_end_s == NEVER:
         after = path._replace(link_free_s=NEVER, connection_used_s=-math.inf)

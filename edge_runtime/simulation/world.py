@@ -73,6 +73,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """What the radio does; what the device believes of it goes by ``radio``."""
         return radio_power(self.radio)
 
+    def max_window_bytes(self, time_s: float) -> float:
+        """What may be under way at ``time_s`` at most."""
+        return self.constants.tcp.max_window_bytes
+
     def cloud_correct(self, index: int) -> float:
         """P(cloud right | confidence of the local answer)."""
         accuracy = self.constants.accuracy

@@ -25,13 +25,14 @@ from benchmarks.live_check.measured import (
     simulate_policy,
 )
 from benchmarks.live_check.network import Network
+from edge_runtime.contract import limits
 from edge_runtime.simulation.capacity import Capacity
 from edge_runtime.simulation.played import trace_schedule
 from edge_runtime.simulation.traces import Trace
 from edge_runtime.simulation.transport import plan_upload
 
 _PAIR = Pair(
-    body_bytes=[100_000, 40_000, 160_000],
+    body_bytes=[100_000, 20_000, 160_000],
     local_ms=[20.0, 30.0, 25.0],
     confidence=[0.2, 0.95, 0.4],
     local_right=[False, True, True],
@@ -62,16 +63,36 @@ def test_a_request_is_uploaded_and_answered_when_the_trace_says() -> None:
     """On a warm window: size over the trace, half a round trip, the service, and half again."""
     world, trace = _world(), _link().trace
     warm = open_path()._replace(window_bytes=1e6, window_s=0.9)
-    plan = plan_upload(world, warm, 1.0, 0)
+    plan = plan_upload(world, warm, 1.0, 1)
     capacity = Capacity(trace.uplink_mbps, 7.4)
     assert world.radio_power.promotion_s == 0.0
     assert plan.ready_s == 1.0
-    assert plan.wire_bytes == 100_200.0
-    assert plan.up_end_s == pytest.approx(capacity.drain(1.0, 100_200.0), abs=1e-9)
+    assert plan.wire_bytes == 20_200.0
+    assert plan.up_end_s == pytest.approx(capacity.drain(1.0, 20_200.0), abs=1e-9)
     segments = trace_schedule(trace, offset_s=7.4, seconds=60.0)
-    assert plan.up_end_s == pytest.approx(segments.transmit("uplink", 1.0, 100_200.0), abs=1e-6)
-    done_s = plan.up_end_s + segments.at(plan.up_end_s).rtt_ms / 2e3 + 0.040
+    assert plan.up_end_s == pytest.approx(segments.transmit("uplink", 1.0, 20_200.0), abs=1e-6)
+    done_s = plan.up_end_s + segments.at(plan.up_end_s).rtt_ms / 2e3 + 0.050
     assert plan.answer_s == pytest.approx(done_s + segments.at(done_s).rtt_ms / 2e3, abs=1e-9)
+
+
+def test_what_is_under_way_is_the_sessions_window() -> None:
+    """24 KiB, and what the link holds by the last request's rate and shortest round trip."""
+    trace = Trace(
+        name="flat",
+        group="LTE",
+        radio="lte",
+        uplink_mbps=np.full(300, 8.0),
+        rtt_ms=np.array([50.0] * 5 + [30.0] * 145),
+    )
+    world = make_world(
+        Link(trace=trace, folder=Path()), _PAIR, [0.5, 2.5, 20.0], [0, 1, 2],
+        deadline_ms=400.0, offset_s=0.0,
+    )  # fmt: skip
+    window_bytes = limits.SESSION_WINDOW_BYTES
+    assert world.max_window_bytes(0.4) == window_bytes
+    assert world.max_window_bytes(0.5) == pytest.approx(window_bytes + 50_000)
+    assert world.max_window_bytes(2.5) == pytest.approx(window_bytes + 30_000)
+    assert world.max_window_bytes(15.0) == window_bytes
 
 
 def test_the_device_answers_itself_as_fast_as_it_was_measured() -> None:
