@@ -25,7 +25,8 @@ __all__ = ["Forecast", "Margin", "UploadRate", "forecast", "refusal", "wants_pro
 _PROBE_AFTER_S = 1.0
 _MIN_MEASURED_BYTES = 4096
 _RECENT_UPLOADS = 8
-_FRESH_UPLOAD_S = 5.0
+_FRESH_UPLOAD_S = 1.0
+"""A mobile uplink that was too slow is often fast again a second later."""
 _LATE_SHARE = 0.03
 _ERRORS = 1024
 """Answers that the margin is learned from."""

@@ -37,6 +37,7 @@ from edge_runtime.simulation.power import RadioMeter
 from edge_runtime.simulation.records import ACTION_CODES, Event
 from edge_runtime.simulation.requests import Outcome, Request
 from edge_runtime.simulation.transport import (
+    Path,
     Ping,
     Upload,
     cancel,
@@ -55,16 +56,27 @@ _START_RATIO = 0.25  # quantile of the local latency that must fit for a run to 
 
 
 class DeviceRun:
-    """Runs ``policy`` through ``world``. ``timeline``: also keep a list of events."""
+    """Runs ``policy`` through ``world``.
 
-    def __init__(self, world: World, policy: Policy, *, timeline: bool = False) -> None:
+    ``timeline``: also keep a list of events. ``path``: radio and connection at the start; None:
+    asleep and closed.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        policy: Policy,
+        *,
+        timeline: bool = False,
+        path: Path | None = None,
+    ) -> None:
         self._world = world
         self._policy = policy
         self._learns = bool(getattr(policy, "learns", False))
         self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._number = 0
         self._now = 0.0
-        self._path = fresh_path()
+        self._path = path or fresh_path()
         self._active: list[Request] = []
         self._worker = LocalWorker(world)
         self._radio = radio_power(world.radio)
@@ -255,7 +267,7 @@ class DeviceRun:
         return decision
 
     def _arrive(self, index: int) -> None:
-        request = Request(index, self._now, self._world.deadline_s)
+        request = Request(index, self._now, self._world.deadline_s - self._world.guard_s)
         self._requests.append(request)
         self._note("arrival", index)
         if self._policy.uses_cloud and self._breaker.probe_due(self._now):

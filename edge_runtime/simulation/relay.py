@@ -20,7 +20,9 @@ It also runs alone, controlled by lines on a second port::
     {"url": "http://127.0.0.1:41207", "control_port": 38123, ...}
 
 The control port takes ``stats`` and ``restart`` (the schedule from its start) and answers
-each with the statistics as one JSON line.
+each with the statistics as one JSON line. With ``--traces DIR --trace NAME`` it plays a
+recorded uplink instead of a built-in schedule, from ``--offset-s`` on. ``--host`` is the
+address to listen on.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import json
 import signal
 import socket
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -41,6 +44,8 @@ from edge_runtime.contract.errors import ConfigError, NearfarError
 from edge_runtime.simulation.connection import Connection, bounded_socket
 from edge_runtime.simulation.emulated_link import EmulatedLink
 from edge_runtime.simulation.links import SCHEDULE_NAMES, LinkSchedule, find_schedule
+from edge_runtime.simulation.played import trace_schedule
+from edge_runtime.simulation.traces import read_traces
 
 __all__ = ["Relay", "RelayStats"]
 
@@ -165,22 +170,35 @@ async def _serve_control(relay: Relay) -> asyncio.Server:
     return await asyncio.start_server(answer, "127.0.0.1", 0, limit=_MAX_CONTROL_LINE)
 
 
-async def _run(target: str, schedule_name: str, seed: int) -> None:
+def _schedule(arguments: argparse.Namespace) -> LinkSchedule:
+    """The one that the command line asks for. Raises ``ConfigError``."""
+    if arguments.traces is None:
+        return find_schedule(arguments.schedule, arguments.seed)
+    traces = {trace.name: trace for trace in read_traces(arguments.traces).traces}
+    if arguments.trace not in traces:
+        raise ConfigError(f"no trace {arguments.trace!r} in {arguments.traces}")
+    return trace_schedule(
+        traces[arguments.trace], offset_s=arguments.offset_s, seconds=arguments.seconds
+    )
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    target = arguments.target
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ConfigError(f"--target {target!r}: write HOST:PORT")
-    schedule = find_schedule(schedule_name, seed)
+    schedule = _schedule(arguments)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    async with Relay(host, int(port), schedule) as relay:
+    async with Relay(host, int(port), schedule, host=arguments.host) as relay:
         control = await _serve_control(relay)
         ready = {
             "url": relay.url,
             "control_port": control.sockets[0].getsockname()[1],
-            "schedule": schedule_name,
-            "seed": seed,
+            "schedule": arguments.trace or arguments.schedule,
+            "seed": arguments.seed,
             "period_s": schedule.period_s,
         }
         print(json.dumps(ready), flush=True)  # noqa: T201  # whoever started it reads this
@@ -197,9 +215,14 @@ def main() -> None:
     parser.add_argument("--target", required=True, metavar="HOST:PORT")
     parser.add_argument("--schedule", choices=SCHEDULE_NAMES, default="commuter")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--traces", type=Path, metavar="DIR", help="recorded uplinks")
+    parser.add_argument("--trace", metavar="NAME", help="which of them")
+    parser.add_argument("--offset-s", type=float, default=0.0, help="where to enter it")
+    parser.add_argument("--seconds", type=float, default=600.0, help="until it starts again")
     arguments = parser.parse_args()
     try:
-        asyncio.run(_run(arguments.target, arguments.schedule, arguments.seed))
+        asyncio.run(_run(arguments))
     except NearfarError as error:
         print(f"error [{error.code}]: {error.detail}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

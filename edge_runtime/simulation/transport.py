@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from edge_runtime.estimators.energy import RadioPower, radio_power
+from edge_runtime.estimators.energy import RadioPower
 from edge_runtime.simulation.world import World
 
 __all__ = ["Path", "Ping", "Upload", "cancel", "fresh_path", "plan_ping", "plan_upload"]
@@ -127,7 +127,7 @@ def _prepare(world: World, path: Path, radio: RadioPower, now_s: float) -> _Read
 def plan_upload(world: World, path: Path, now_s: float, index: int) -> Upload:
     """Upload image ``index``, submitted at ``now_s``."""
     tcp = world.constants.tcp
-    radio = radio_power(world.radio)
+    radio = world.radio_power
     size = world.wire_bytes(index)
     ready = _prepare(world, path, radio, now_s)
     setup_bytes = tcp.handshake_bytes if ready.opened else 0.0
@@ -147,7 +147,7 @@ def plan_upload(world: World, path: Path, now_s: float, index: int) -> Upload:
     kept = not ready.opened and ready.ready_s - path.window_s <= tcp.window_kept_s
     window = path.window_bytes if kept else tcp.initial_window_bytes
     rounds = []
-    time_s, left, step = ready.ready_s, size, window
+    time_s, left, step = ready.ready_s, size, min(window, world.max_window_bytes(ready.ready_s))
     while True:
         part = min(step, left)
         drained_s = world.capacity.drain(time_s, part)
@@ -158,7 +158,7 @@ def plan_upload(world: World, path: Path, now_s: float, index: int) -> Upload:
         time_s = end_s
         if last or time_s == NEVER:
             break
-        step = min(2 * step, tcp.max_window_bytes)
+        step = min(2 * step, world.max_window_bytes(time_s))
     up_end_s = time_s
     if up_end_s == NEVER:
         after = path._replace(link_free_s=NEVER, connection_used_s=-math.inf)
@@ -251,7 +251,7 @@ def cancel(world: World, upload: Upload, now_s: float) -> tuple[Path, float]:
 def plan_ping(world: World, path: Path, now_s: float) -> Ping:
     """A small request that wakes the radio, opens the connection and measures the way."""
     tcp = world.constants.tcp
-    radio = radio_power(world.radio)
+    radio = world.radio_power
     ready = _prepare(world, path, radio, now_s)
     radio_ready_s = ready.begin_s + radio.promotion_s if ready.promoted else path.radio_ready_s
     wire_bytes = tcp.ping_bytes + (tcp.handshake_bytes if ready.opened else 0.0)

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.estimators.energy import RadioPower, radio_power
 from edge_runtime.simulation.capacity import BIN_S, Capacity, RoundTrips
 from edge_runtime.simulation.constants import Constants, DeviceConstants
 from edge_runtime.simulation.traces import Trace
@@ -64,6 +65,17 @@ class World(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     overloads: list[Episode]
     outages: list[Outage]
     seed: int
+    guard_s: float = 0.0
+    """How long before the deadline a held answer leaves."""
+
+    @property
+    def radio_power(self) -> RadioPower:
+        """What the radio does; what the device believes of it goes by ``radio``."""
+        return radio_power(self.radio)
+
+    def max_window_bytes(self, time_s: float) -> float:
+        """What may be under way at ``time_s`` at most."""
+        return self.constants.tcp.max_window_bytes
 
     def cloud_correct(self, index: int) -> float:
         """P(cloud right | confidence of the local answer)."""

@@ -11,12 +11,17 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.simulation.capacity import Capacity
 from edge_runtime.simulation.links import LinkSchedule, LinkSegment, steady
+from edge_runtime.simulation.played import trace_schedule
 from edge_runtime.simulation.relay import Relay
+from edge_runtime.simulation.traces import Trace
 
 _TOLERANCE = 0.15
 
@@ -348,3 +353,98 @@ async def test_standalone_relays_answers_its_control_port_and_ends_on_sigterm() 
         finally:
             child.send_signal(signal.SIGTERM)
             assert await asyncio.wait_for(child.wait(), 10) == 0
+
+
+_BINS = [8.0, 1.6, 0.0, 4.0, 12.0, 0.8, 2.4, 6.0] * 4
+
+
+def _trace(rtt_ms: float = 0.0) -> Trace:
+    return Trace(
+        name="bins",
+        group="LTE",
+        radio="lte",
+        uplink_mbps=np.array(_BINS),
+        rtt_ms=np.full(len(_BINS) // 2, rtt_ms),
+    )
+
+
+@pytest.mark.parametrize("offset_s", [0.0, 0.6])
+async def test_a_played_trace_passes_what_the_trace_holds(offset_s: float) -> None:
+    """Bytes that crossed at a time are its integral: no sooner, and no later but by a stall."""
+    trace = _trace()
+    schedule = trace_schedule(trace, offset_s=offset_s, seconds=30.0)
+    capacity = Capacity(trace.uplink_mbps, offset_s)
+    size = 900_000
+    async with _count_server() as (port, _), Relay("127.0.0.1", port, schedule) as relay:
+        client = await _Client.open(relay)
+        await client.upload_s(10)
+        relay.restart()
+        before = relay.stats().uplink_bytes
+        upload = asyncio.create_task(client.upload_s(size))
+        for _ in range(10):
+            await asyncio.sleep(0.11)
+            stats = relay.stats()
+            crossed = stats.uplink_bytes - before
+            assert crossed <= capacity.between(0.0, stats.elapsed_s) + 1448
+        await upload
+        expected_s = capacity.drain(0.0, size + 4)
+        await _takes(relay, lambda: client.upload_s(size), expected_s)
+        await client.close()
+
+
+async def test_standalone_plays_a_trace_of_a_folder_on_the_address_asked_for(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "index.csv").write_text(
+        "name,class,radio,uplink,rtt\nwalk,LTE,lte,walk.txt,rtt.txt\n"
+    )
+    (tmp_path / "walk.txt").write_text("".join(f"{i / 10:.1f} 50.0\n" for i in range(200)))
+    (tmp_path / "rtt.txt").write_text("20.0\n" * 100)
+    arguments = ("--host", "127.0.0.2", "--traces", str(tmp_path), "--offset-s", "1.2")
+    async with _count_server() as (port, _):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "edge_runtime.simulation.relay",
+            "--target", f"127.0.0.1:{port}", *arguments, "--trace", "walk", "--seconds", "90",
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdout is not None
+        try:
+            ready = json.loads(await child.stdout.readline())
+            assert (ready["schedule"], round(ready["period_s"])) == ("walk", 90)
+            assert ready["url"].startswith("http://127.0.0.2:")
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.2", int(ready["url"].rpartition(":")[2])
+            )
+            client = _Client(reader, writer)
+            await client.upload_s(1000)
+            await client.close()
+        finally:
+            child.send_signal(signal.SIGTERM)
+            assert await asyncio.wait_for(child.wait(), 10) == 0
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "edge_runtime.simulation.relay",
+            "--target", f"127.0.0.1:{port}", *arguments, "--trace", "run",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, err = await child.communicate()
+        assert child.returncode == 2
+        assert b"no trace 'run'" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"offset_s": 0.1}, "multiple of 0.2"),
+        ({"offset_s": -0.2}, "multiple of 0.2"),
+        ({"seconds": 0.0}, "up to 3600 s"),
+        ({"seconds": 1e9}, "up to 3600 s"),
+    ],
+)
+def test_a_trace_that_cannot_be_played_is_refused(changes: dict[str, float], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        trace_schedule(_trace(), **({"offset_s": 0.0, "seconds": 10.0} | changes))
+    without = Trace(
+        name="x", group="LTE", radio="lte", uplink_mbps=np.array([1.0] * 100), rtt_ms=None
+    )
+    with pytest.raises(ConfigError, match="no round trips"):
+        trace_schedule(without, offset_s=0.0, seconds=10.0)
