@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from broker.http import (
     jobs,
@@ -29,7 +30,7 @@ _JOB = "{id:[A-Za-z0-9_-]{1,64}}"
 def add_routes(router: web.UrlDispatcher) -> None:
     """Register all handlers. Their names are the ``route`` label of the metrics."""
     # aiohttp tries resources in the order they were added: those that are asked most come first.
-    posts = (
+    posts: tuple[tuple[str, Handler, str], ...] = (
         (f"/v1/models/{_NAME}:predict", predict.predict, "predict"),
         (f"/v1/models/{_NAME}/jobs", jobs.submit_job, "job_submit"),
         (f"/v2/models/{_NAME}/infer", oip_infer.infer, "oip_infer"),
@@ -44,7 +45,7 @@ def add_routes(router: web.UrlDispatcher) -> None:
     )
     for path, handler, name in posts:
         router.add_post(path, handler, name=name, expect_handler=defer_continue)
-    gets = (
+    gets: tuple[tuple[str, Handler, str], ...] = (
         ("/v1/models", models.list_models, "models"),
         (f"/v1/models/{_NAME}", models.show_model, "model"),
         (f"/v1/models/{_NAME}/quote", quotes.quote, "quote"),

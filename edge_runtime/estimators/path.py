@@ -37,6 +37,8 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
     link_type: str
     link: LinkEstimator
     rtt: RttEstimator
+    rtt_s: float | None = None
+    """When the last round trip was measured."""
     cloud: CloudEstimator = CloudEstimator()
     window_bytes: float = float(INITIAL_WINDOW_BYTES)
     window_s: float | None = None
@@ -62,6 +64,12 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
         if self.window_s is None or (now_s - self.window_s) * 1e3 > self.rtt.rto_ms:
             return float(INITIAL_WINDOW_BYTES)
         return self.window_bytes
+
+    def round_trip(self, now_s: float) -> RttEstimator:
+        """What to expect of a round trip now."""
+        if self.rtt_s is None:
+            return self.rtt
+        return self.rtt.relaxed(now_s - self.rtt_s, self.link_type)
 
     def used(self, now_s: float) -> PathEstimator:
         """A byte went to or came from the broker."""
@@ -106,13 +114,15 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def pinged(self, rtt_ms: float, now_s: float) -> PathEstimator:
         """A round trip was measured; NaN and negative values teach nothing.
 
-        One that is many times longer than usual waited for the link, not for the way: it
-        counts as a long one, and the link is back.
+        One that is many times longer than usual, or than the link's prior, waited for the
+        link, not for the way: it counts as a long one, and the link is back.
         """
-        usual_ms = _WAITED * self.rtt.srtt_ms if self.rtt.samples else math.inf
+        rtt = self.round_trip(now_s)
+        measured = rtt_ms >= 0
         return msgspec.structs.replace(
             self,
-            rtt=self.rtt.observe(min(rtt_ms, usual_ms) if rtt_ms >= 0 else math.nan),
+            rtt=rtt.observe(min(rtt_ms, _WAITED * rtt.srtt_ms)) if measured else self.rtt,
+            rtt_s=now_s if measured else self.rtt_s,
             link=self.link.observe_alive(now_s),
             used_s=now_s,
         )

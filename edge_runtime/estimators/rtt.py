@@ -24,6 +24,9 @@ _BETA = 1 / 4
 _GRANULARITY_MS = 1.0
 _MIN_RTO_MS = 1000.0
 _RECENT = 16
+_BELIEVED_S = 5.0
+_FADING_S = 15.0
+"""Links that move forget about half of what they were in ten seconds."""
 _NODE_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _PRIOR_SPREAD = (0.6, 0.8, 1.0, 1.35, 2.2)
 
@@ -68,6 +71,34 @@ class RttEstimator(msgspec.Struct, frozen=True, kw_only=True):
             rttvar_ms=rttvar_ms,
             samples=self.samples + 1,
             recent_ms=recent,
+            nodes_ms=nodes,
+        )
+
+    def relaxed(self, age_s: float, link_type: str) -> RttEstimator:
+        """What to believe when the last sample is ``age_s`` old: the worse, the less.
+
+        A stall ends, and nobody who believes in it asks again to find out. So what is above
+        the prior of the link fades into it after some seconds of silence; what is below stays.
+        """
+        if age_s <= _BELIEVED_S or not self.samples:
+            return self
+        prior = RttEstimator.prior(link_type)
+        if self.srtt_ms <= prior.srtt_ms:
+            return self
+        trust = math.exp(-(age_s - _BELIEVED_S) / _FADING_S)
+
+        def faded(value_ms: float, usual_ms: float) -> float:
+            return usual_ms + trust * max(value_ms - usual_ms, 0.0)
+
+        nodes = tuple(
+            min(node, faded(node, usual))
+            for node, usual in zip(self.nodes_ms, prior.nodes_ms, strict=False)
+        )
+        return msgspec.structs.replace(
+            self,
+            srtt_ms=faded(self.srtt_ms, prior.srtt_ms),
+            rttvar_ms=faded(self.rttvar_ms, prior.rttvar_ms),
+            recent_ms=nodes,
             nodes_ms=nodes,
         )
 

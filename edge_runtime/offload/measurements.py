@@ -98,16 +98,16 @@ class Measurements:
     ) -> LinkOutlook:
         """The way to the broker as a policy sees it."""
         path = self.path
-        belief = path.link.at(now_s)
+        belief, round_trip = path.link.at(now_s), path.round_trip(now_s)
         idle_s = math.inf if path.used_s is None else max(0.0, now_s - path.used_s)
         radio = RADIO_POWER.get(path.link_type)
         asleep = radio is not None and idle_s > radio.tail_s and not in_flight_bytes
         return LinkOutlook(
             log_rate_mean=belief.log_rate_mean,
             log_rate_deviation=belief.log_rate_deviation,
-            rtt_ms=path.rtt.srtt_ms,
-            rtt_deviation_ms=path.rtt.deviation_ms,
-            rtt_nodes_ms=path.rtt.nodes_ms if path.rtt.samples >= _KNOWN_RTTS else (),
+            rtt_ms=round_trip.srtt_ms,
+            rtt_deviation_ms=round_trip.deviation_ms,
+            rtt_nodes_ms=round_trip.nodes_ms if round_trip.samples >= _KNOWN_RTTS else (),
             connection_open=warm,
             idle_ms=None if path.used_s is None else idle_s * 1e3,
             setup_round_trips=setup_round_trips,

@@ -190,7 +190,7 @@ class DeviceRun:
         now = self._now
         path = self._path
         tcp = self._world.constants.tcp
-        belief = estimates.link.at(now)
+        belief, round_trip = estimates.link.at(now), estimates.round_trip(now)
         in_flight = 0.0
         for other in self._active:
             plan = other.plan
@@ -206,9 +206,9 @@ class DeviceRun:
         return LinkOutlook(
             log_rate_mean=belief.log_rate_mean,
             log_rate_deviation=belief.log_rate_deviation,
-            rtt_ms=estimates.rtt.srtt_ms,
-            rtt_deviation_ms=estimates.rtt.deviation_ms,
-            rtt_nodes_ms=estimates.rtt.nodes_ms,
+            rtt_ms=round_trip.srtt_ms,
+            rtt_deviation_ms=round_trip.deviation_ms,
+            rtt_nodes_ms=round_trip.nodes_ms,
             connection_open=open_,
             idle_ms=None if used_s <= -1e8 else max(0.0, now - used_s) * 1e3,
             setup_round_trips=0 if open_ else tcp.handshake_round_trips,

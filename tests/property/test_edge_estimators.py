@@ -408,3 +408,49 @@ def test_the_harmonic_rate_is_discounted_by_its_worst_error() -> None:
     mean = 2 / (1 / 1e5 + 1 / 2e5)
     assert memory.harmonic_rate() == pytest.approx(mean / 1.5)
     assert memory.ewma_rate == pytest.approx(0.7 * 1e5 + 0.3 * 2e5)
+
+
+# A stall and its end ----------------------------------------------------------------------
+
+
+def test_a_first_round_trip_through_a_stall_is_not_believed_whole() -> None:
+    path = PathEstimator.prior("lte").pinged(2147.0, 0.0)
+    assert path.rtt.srtt_ms == 5 * RTT_PRIORS_MS["lte"]
+
+
+def test_a_slow_round_trip_fades_in_silence_and_a_fast_one_stays() -> None:
+    prior_ms = RTT_PRIORS_MS["lte"]
+    slow = PathEstimator.prior("lte").pinged(300.0, 0.0)
+    assert slow.round_trip(5.0) == slow.rtt, "seconds old, it holds"
+    later = [slow.round_trip(float(at_s)).srtt_ms for at_s in range(5, 120)]
+    assert later == sorted(later, reverse=True)
+    assert later[-1] == pytest.approx(prior_ms, rel=0.02)
+    assert max(slow.round_trip(120.0).nodes_ms) < 3 * prior_ms
+    fast = PathEstimator.prior("lte").pinged(20.0, 0.0)
+    assert fast.round_trip(600.0) == fast.rtt
+
+
+def test_after_silence_one_good_round_trip_ends_the_belief_in_a_stall() -> None:
+    path = PathEstimator.prior("lte")
+    for number in range(10):
+        path = path.pinged(2000.0, number / 10)
+    assert path.rtt.srtt_ms > 500
+    path = path.pinged(50.0, 60.0)
+    assert path.rtt.srtt_ms < 100
+    assert sorted(path.round_trip(60.0).nodes_ms)[2] < 150
+
+
+@given(
+    st.lists(st.floats(0, 1e5), min_size=1, max_size=30),
+    st.floats(0, 1e6),
+    st.sampled_from(sorted(RTT_PRIORS_MS)),
+)
+def test_silence_never_makes_a_round_trip_longer(
+    samples: list[float], age_s: float, link_type: str
+) -> None:
+    path = PathEstimator.prior(link_type)
+    for sample in samples:
+        path = path.pinged(sample, 0.0)
+    now, later = path.rtt, path.round_trip(age_s)
+    assert later.srtt_ms <= now.srtt_ms * (1 + 1e-9)
+    assert all(b <= a * (1 + 1e-9) for a, b in zip(now.nodes_ms, later.nodes_ms, strict=True))
