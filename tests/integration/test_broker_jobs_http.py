@@ -20,7 +20,7 @@ from tests.support.broker import Reply, broker_here, broker_process, predict, re
 from tests.support.servables import shared_servable
 from tests.support.sessions import held
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

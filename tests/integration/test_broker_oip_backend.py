@@ -21,6 +21,8 @@ from tests.support.broker import Events, broker_here, predict, stopped
 from tests.support.broker import broker_process as a_broker_process
 from tests.support.servables import direct_scores, renamed_servable, shared_servable, tiny_net
 
+pytestmark = pytest.mark.slow
+
 TINY = ModelKey("tiny", "1.0.0")
 
 

@@ -25,6 +25,8 @@ from edge_runtime.jobs.store import Deferral
 from edge_runtime.testing import HttpRequest, HttpResponse, ScriptedTransport, problem
 from tests.support.bundles import LABELS, photo, tiny_bundle
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = Bundle.open(tiny_bundle())
 CREATED = "2026-01-01T00:00:00Z"
 

@@ -13,6 +13,8 @@ from edge_runtime.jobs.cli import job
 from tests.support.broker import broker_process
 from tests.support.bundles import LABELS, photo, servable, tiny_bundle
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = str(tiny_bundle())
 
 

@@ -29,6 +29,8 @@ from tests.support.broker import broker_process
 from tests.support.bundles import LABELS, photo, servable, tiny_bundle
 from tests.support.watch import our_threads
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = Bundle.open(tiny_bundle())
 CREATED = "2026-01-01T00:00:00Z"
 

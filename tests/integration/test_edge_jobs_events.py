@@ -13,6 +13,8 @@ from tests.support.broker import broker_here, until
 from tests.support.bundles import photo, servable, tiny_bundle
 from tests.support.sessions import held
 
+pytestmark = pytest.mark.slow
+
 BUNDLE = Bundle.open(tiny_bundle())
 
 

@@ -368,6 +368,7 @@ def _trace(rtt_ms: float = 0.0) -> Trace:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset_s", [0.0, 0.6])
 async def test_a_played_trace_passes_what_the_trace_holds(offset_s: float) -> None:
     """Bytes that crossed at a time are its integral: no sooner, and no later but by a stall."""
