@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from converters import stacks
 from converters.jobs import ConvertJob, Job, JobResult, PrepareJob, SourceRequest
 from converters.supervisor import JobError, Supervisor
-from converters.zygote import Forked, Zygote
+from converters.zygote import Forked, Zygote, ZygoteLost
 from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.contract.tensors import TensorSpec
 
@@ -119,11 +120,15 @@ def test_jobs_end_when_nobody_listens_any_longer(desk: _Desk) -> None:
 
 def test_a_job_whose_zygote_died_first_is_told_so(tmp_path: Path) -> None:
     zygote = Zygote(("no_such_module", "json"), os.environ)
-    zygote._process.kill()
+    zygote._process.send_signal(signal.SIGSTOP)  # it will not see the job any more
     child = _Desk(tmp_path, zygote).spawn(_refused(tmp_path))
+    zygote._process.kill()
     assert child.wait(30) == -9
     assert child.lost
     child.close()
+    zygote._process.wait(30)
+    with pytest.raises(ZygoteLost):
+        _Desk(tmp_path, zygote).spawn(_refused(tmp_path))
     zygote.close()
 
 
