@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 
 from edge_runtime.conditions import UnknownConditions
 from edge_runtime.contract import limits
@@ -27,7 +28,7 @@ __all__ = ["Later", "check_top_k", "read_asked"]
 _MAX_TTL_S = 30 * 86_400.0
 
 
-class Later:
+class Later(ABC):
     """The part of ``EdgeRuntime`` whose answers come later."""
 
     _engine: Engine
@@ -167,8 +168,9 @@ class Later:
         top_k = check_top_k(task, top_k)
         return self._jobs.submit(read_asked(task, asked), top_k, private=private)
 
+    @abstractmethod
     def _require_open(self) -> None:
-        raise NotImplementedError
+        """Raise ``ConfigError`` when the runtime is closed."""
 
 
 def read_asked(task: Task, asked: ImageInput | int) -> Photo | Seed:
