@@ -22,8 +22,12 @@ from broker.jobs.execution import Execution
 from broker.jobs.jobs import Jobs
 from broker.jobs.journal import Journal
 from broker.models.repository import Repository
+from broker.models.rollout import Rollouts
+from broker.models.routing_state import begin_routing
+from broker.models.shadowing import Shadows
 from broker.models.warm_up import warm_up_body
 from broker.remembering import remembering
+from broker.scheduling.observer import Observers
 from broker.scheduling.replays import Replays
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
@@ -54,10 +58,18 @@ async def running_services(
     )
     executor = create_executor(settings.executor, tuple(repository), options, events)
     telemetry = Telemetry()
+    rollouts = Rollouts(repository, events, rolled_back=telemetry.rolled_back)
+    begin_routing(
+        rollouts,
+        repository,
+        routing=None if settings.routing is None else Path(settings.routing),
+        state=None if settings.state is None else Path(settings.state),
+        events=events,
+    )
     scheduler = Scheduler(
         executor,
         repository.keys,
-        telemetry,
+        Observers(telemetry, rollouts),
         max_batch=settings.max_batch,
         largest={servable.key: servable.largest_batch for servable in repository},
         max_queue=settings.max_queue,
@@ -67,6 +79,7 @@ async def running_services(
         Execution(repository, scheduler, executor),
         events,
     )
+    shadows = Shadows(rollouts, scheduler, executor, telemetry.shadowed)
     await executor.start()
     try:
         async with remembering(settings, repository, executor, scheduler, events):
@@ -76,6 +89,8 @@ async def running_services(
             await jobs.start()
             services = Services(
                 repository=repository,
+                rollouts=rollouts,
+                shadows=shadows,
                 executor=executor,
                 scheduler=scheduler,
                 telemetry=telemetry,
@@ -93,6 +108,7 @@ async def running_services(
                 for freeing in services.freeing:
                     freeing.cancel()
     finally:
+        await shadows.close()
         await scheduler.close()
         await jobs.close()
         await executor.close()

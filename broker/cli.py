@@ -48,7 +48,12 @@ Then:
     "--state",
     metavar="DIR",
     help="Keep in DIR what was learned of the models' speed, so that a restart admits at once "
-    "as before.",
+    "as before; and how requests are routed to versions.",
+)
+@click.option(
+    "--routing",
+    metavar="FILE",
+    help="Rules for which version of a model answers: aliases, canary, shadow (TOML).",
 )
 @click.option(
     "--device",
@@ -107,6 +112,7 @@ def serve(
     port: int,
     keys_file: str | None,
     state: str | None,
+    routing: str | None,
     device: str,
     max_batch: int | None,
     executor: str,
@@ -141,6 +147,7 @@ def serve(
         "keys": keys_file,
         "jobs": jobs_folder,
         "state": state,
+        "routing": routing,
         "device": device,
         "max_batch": max_batch,
         "executor": executor,

@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Key file; None: nobody is asked for a key, which only loopback allows."""
     state: str | None = None
     """Folder for what is worth keeping over a restart; None: nothing is kept."""
+    routing: str | None = None
+    """File of routing rules; None: none, or those of ``state``."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the broker; ``*``: all of them."""
     jobs: str | None = None

@@ -119,6 +119,24 @@ class Telemetry:
             "Retries that joined their first try or got its answer.",
             registry=self.registry,
         )
+        self._rollbacks = Counter(
+            "nearfar_rollbacks",
+            "Canaries that were found worse than the stable version and ended.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._shadows = Counter(
+            "nearfar_shadows",
+            "Requests offered to a shadow version: agreed, differed, failed, skipped.",
+            ("model", "version", "result"),
+            registry=self.registry,
+        )
+        self._version_requests = Counter(
+            "nearfar_version_requests",
+            "Requests to run a model, by version and HTTP status.",
+            ("model", "version", "status"),
+            registry=self.registry,
+        )
         self._connections = Gauge(
             "nearfar_connections", "Open connections.", registry=self.registry
         )
@@ -129,9 +147,10 @@ class Telemetry:
         queued = Gauge(
             "nearfar_queued", "Requests that upload or wait.", ("model",), registry=self.registry
         )
-        for model in models:
-            queued.labels(model.name).set_function(
-                lambda model=model: scheduler.queued(model)  # type: ignore[misc]
+        for name in sorted({model.name for model in models}):
+            versions = [model for model in models if model.name == name]
+            queued.labels(name).set_function(
+                lambda versions=versions: sum(map(scheduler.queued, versions))  # type: ignore[misc]
             )
         ready = Gauge(
             "nearfar_executor_ready", "1 when a batch can run now.", registry=self.registry
@@ -146,11 +165,11 @@ class Telemetry:
         loaded = Gauge(
             "nearfar_model_loaded",
             "1 while a model is in memory, by what computes it when the broker started.",
-            ("model", "runtime", "precision"),
+            ("model", "version", "runtime", "precision"),
             registry=self.registry,
         )
         for model, how in executor.stats().models.items():
-            loaded.labels(model.name, how.runtime, how.precision).set_function(
+            loaded.labels(model.name, model.version, how.runtime, how.precision).set_function(
                 lambda model=model: float(model in executor.stats().models)  # type: ignore[misc]
             )
         restarts = Gauge(
@@ -180,6 +199,7 @@ class Telemetry:
         ``code`` None beside an error: its client left. ``queue_ms`` and ``inference_ms``: in the
         queue and in its batch.
         """
+        self._version_requests.labels(model.name, model.version, str(status)).inc()
         if status < 400:
             self.statistics.answered(model, total_ms, queue_ms or 0.0, inference_ms or 0.0)
         else:
@@ -228,6 +248,14 @@ class Telemetry:
     def connections_changed(self, open_now: int) -> None:
         """A connection came or went."""
         self._connections.set(open_now)
+
+    def rolled_back(self, model: str) -> None:
+        """A canary of this model was ended for its errors or its latency."""
+        self._rollbacks.labels(model).inc()
+
+    def shadowed(self, model: ModelKey, result: str) -> None:
+        """A request was offered to this version: what became of it."""
+        self._shadows.labels(model.name, model.version, result).inc()
 
     # What the scheduler tells ------------------------------------------------------
 

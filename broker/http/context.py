@@ -14,7 +14,9 @@ from broker.http.reply import Reply
 from broker.http.sessions.registry import Sessions
 from broker.jobs.jobs import Jobs
 from broker.models.repository import Repository
+from broker.models.rollout import Rollouts
 from broker.models.servable import ModelKey
+from broker.models.shadowing import Shadows
 from broker.scheduling.replays import Replays
 from broker.scheduling.scheduler import Scheduler
 from broker.telemetry import Telemetry
@@ -27,6 +29,8 @@ class Services:
     """The parts that a running broker is made of."""
 
     repository: Repository
+    rollouts: Rollouts
+    shadows: Shadows
     executor: Executor
     scheduler: Scheduler
     telemetry: Telemetry
@@ -59,6 +63,10 @@ class Trace:
     principal: Principal | None = None
     model: ModelKey | None = None
     """Set once it is known to exist."""
+    split: bool = False
+    """Its version was drawn: how it ends counts in the canary's trial."""
+    caller: str = ""
+    """Who asks: tenant, key and address, for what sticks to callers."""
     admitted: bool = False
     joined: bool = False
     """A retry that waited for its first try, or got its answer."""

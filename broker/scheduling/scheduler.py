@@ -198,7 +198,7 @@ class Scheduler:
             flow.ask(ticket.work_ms, now_s)
         error = refusal(predicted, left_ms, self._margin.for_deadline(left_ms))
         if error is not None:
-            ticket.probe = left_ms > 0 and self._idle() and wants_probe(lane.latency, now_s)
+            ticket.probe = left_ms > 0 and self.idle and wants_probe(lane.latency, now_s)
             if not ticket.probe:
                 raise error
         ticket.left_at_admission_ms = left_ms
@@ -269,7 +269,9 @@ class Scheduler:
             residual_ms += left_ms
         return residual_ms
 
-    def _idle(self) -> bool:
+    @property
+    def idle(self) -> bool:
+        """Nothing uploads, waits or runs, and a batch could start now."""
         return (
             self._running is None
             and self._executor.ready_in_s() == 0.0

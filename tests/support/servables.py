@@ -158,14 +158,16 @@ def write_servable(
     return target
 
 
-def renamed_servable(source: Path, target: Path, name: str) -> Path:
-    """A copy of a servable under another name, without exporting again."""
+def renamed_servable(source: Path, target: Path, name: str, version: str | None = None) -> Path:
+    """A copy of a servable under another name or version, without exporting again."""
     manifest = msgspec.json.decode((source / SERVABLE_NAME).read_bytes(), type=Servable)
     with atomic_directory(target) as work:
         for entry in manifest.files:
             (work / entry.path).write_bytes((source / entry.path).read_bytes())
         (work / SERVABLE_NAME).write_bytes(
-            canonical_json(msgspec.structs.replace(manifest, name=name))
+            canonical_json(
+                msgspec.structs.replace(manifest, name=name, version=version or manifest.version)
+            )
         )
     return target
 
