@@ -280,7 +280,7 @@ class Rollouts:
             default=self._repository.key_of(name).version if serving else None,
             previous=self._previous.get(name),
             versions=tuple(one.key.version for one in versions),
-            aliases=self._repository.aliases(name),
+            aliases=dict(self._repository.aliases(name)),
             canary=self._trial_status(name, rules),
             shadow=rules.shadow,
             events=tuple(self._history.get(name, ())),

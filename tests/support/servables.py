@@ -77,6 +77,23 @@ def crashing_net() -> Any:
     return CrashingNet().eval()
 
 
+def failing_net() -> Any:
+    """``tiny_net``, but an all-white image makes the model raise: it looks beyond a table."""
+    import torch
+
+    class FailingNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+            self.table = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, images: Any) -> Any:
+            white = (images.amin((1, 2, 3)) >= 1.0).to(torch.int64) * 100
+            return self.inner(images) + torch.gather(self.table, 0, white)[:, None]
+
+    return FailingNet().eval()
+
+
 def greedy_net() -> Any:
     """``tiny_net``, but one image asks for 1 MiB of memory, two for 256, four for 64 GiB."""
     import torch
