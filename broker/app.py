@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from broker.accounts.keys import KeyFile, KeyRing
 from broker.accounts.rates import RateLimits
-from broker.executors.base import EventSink, ExecutorOptions, create_executor
+from broker.executors.base import EventSink, Executor, ExecutorOptions, create_executor
 from broker.http.context import SERVICES, Services
 from broker.http.middleware.auth import authenticate
 from broker.http.middleware.cors import cross_origin
@@ -29,6 +30,7 @@ from broker.models.warm_up import warm_up_body
 from broker.remembering import remembering
 from broker.scheduling.observer import Observers
 from broker.scheduling.replays import Replays
+from broker.scheduling.residency import Residency
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
 from broker.telemetry import Telemetry
@@ -57,6 +59,7 @@ async def running_services(
         hang_timeout_s=settings.hang_timeout_s,
     )
     executor = create_executor(settings.executor, tuple(repository), options, events)
+    residency = await _residency(settings, repository, executor, events)
     telemetry = Telemetry()
     rollouts = Rollouts(repository, events, rolled_back=telemetry.rolled_back)
     begin_routing(
@@ -68,11 +71,12 @@ async def running_services(
     )
     scheduler = Scheduler(
         executor,
-        repository.keys,
+        sorted(repository.keys, key=repository.is_default),  # warmed up last, these stay
         Observers(telemetry, rollouts),
         max_batch=settings.max_batch,
         largest={servable.key: servable.largest_batch for servable in repository},
         max_queue=settings.max_queue,
+        residency=residency,
     )
     jobs = Jobs(
         Journal(None if settings.jobs is None else Path(settings.jobs)),
@@ -85,6 +89,8 @@ async def running_services(
         async with remembering(settings, repository, executor, scheduler, events):
             bodies = {servable.key: warm_up_body(servable) for servable in repository}
             await scheduler.warm_up(bodies)
+            if residency is not None:
+                telemetry.watch_memory(residency)
             telemetry.watch(scheduler, executor, repository.keys)
             await jobs.start()
             services = Services(
@@ -100,6 +106,7 @@ async def running_services(
                 replays=Replays(lambda reply: len(reply.body)),
                 rates=RateLimits(),
                 jobs=jobs,
+                residency=residency,
                 cors_origins=settings.cors_origins,
             )
             try:
@@ -112,6 +119,19 @@ async def running_services(
         await scheduler.close()
         await jobs.close()
         await executor.close()
+
+
+async def _residency(
+    settings: Settings, repository: Repository, executor: Executor, events: EventSink
+) -> Residency | None:
+    """Who is in memory, where there is a budget. Raises ``ConfigError``."""
+    if settings.memory_budget_mb is None:
+        return None
+    sizes = {servable.key: servable.program_bytes for servable in repository}
+    budget_bytes = int(settings.memory_budget_mb * 1e6)
+    residency = Residency(executor, sizes, budget_bytes, events, time.monotonic)
+    await residency.begin()
+    return residency
 
 
 def build_application(services: Services) -> web.Application:

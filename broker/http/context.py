@@ -18,6 +18,7 @@ from broker.models.rollout import Rollouts
 from broker.models.servable import ModelKey
 from broker.models.shadowing import Shadows
 from broker.scheduling.replays import Replays
+from broker.scheduling.residency import Residency
 from broker.scheduling.scheduler import Scheduler
 from broker.telemetry import Telemetry
 
@@ -42,6 +43,8 @@ class Services:
     replays: Replays[Reply]
     jobs: Jobs
     rates: RateLimits
+    residency: Residency | None = None
+    """None: all models in service are in memory."""
     cors_origins: tuple[str, ...] = ()
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a model is loaded or freed: one at a time."""

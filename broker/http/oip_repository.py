@@ -52,7 +52,10 @@ async def load(request: web.Request) -> web.Response:
     services = request.app[SERVICES]
     async with services.loading:
         for key in _named(services, name, version):
-            await services.executor.load(key)
+            if services.residency is None:
+                await services.executor.load(key)
+            else:
+                await services.residency.bring(key)
             services.repository.restore(*key)
             _log(request, "model_loaded", key)
     return web.Response()
@@ -93,7 +96,10 @@ async def _free(services: Services, key: ModelKey) -> None:
         if services.repository.in_service(*key):
             return
         try:
-            await services.executor.unload(key)
+            if services.residency is None:
+                await services.executor.unload(key)
+            else:
+                await services.residency.drop(key)
         except NearfarError as error:
             log_event("unload_failed", {"model": key.name, "text": error.detail})
 
