@@ -45,6 +45,7 @@ _BETWEEN_CHANGES_S: Final = 0.7
 _WARM_UP_SHARE: Final = 0.3
 _MOST_BYTES_PER_REQUEST: Final = 1024
 _DEADLINE_MS: Final = 60_000
+_KEPT_LINES: Final = 20
 _MAIN, _OTHER = "trivial", "other"
 _VERSIONS: Final = ("1.0.0", "2.0.0")
 
@@ -316,6 +317,14 @@ async def _soak(pid: int, url: str, key: str, requests: int, minutes: float) -> 
     }
 
 
+def _troubles(log: Path) -> list[str]:
+    """What the broker logged of lost workers and failures, the latest lines."""
+    names = ("worker_exited", "worker_failed", "worker_stderr", "batch_lost", "load_failed", "log",
+             "unload_failed")  # fmt: skip
+    found = [line for line in log.read_text().splitlines() if json.loads(line)["event"] in names]
+    return found[-_KEPT_LINES:]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
     parser.add_argument("--json", type=Path, default=Path("build/bench/soak.json"))
@@ -330,6 +339,7 @@ def main() -> None:
         _broker(Path(scratch)) as (process, url, key),
     ):
         found = asyncio.run(_soak(process.pid, url, key, requests, minutes))
+        found["log"] = _troubles(Path(scratch) / "broker.log")
     document = {"benchmark": "soak", "machine": describe_machine(), **found}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2))
