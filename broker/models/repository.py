@@ -25,7 +25,8 @@ class Repository:
 
     A request names a version, an alias, or neither: then it gets the version that the alias
     ``stable`` stands for, and without that alias the highest one in service (see
-    ``precedence``). What was admitted before a version went out of service is answered.
+    ``precedence``), which the name ``stable`` means then, too. What was admitted before a version
+    went out of service is answered.
     """
 
     def __init__(self, servables: Iterable[OpenedServable]) -> None:
@@ -84,7 +85,7 @@ class Repository:
         """What is meant, in service or not; None: a default where nothing is in service."""
         versions = self._known(name)
         aliases = self._aliases.get(name, {})
-        if version is None:
+        if version is None or (version == STABLE and version not in {*versions, *aliases}):
             pinned = aliases.get(STABLE)
             if pinned is not None:
                 return versions[pinned]

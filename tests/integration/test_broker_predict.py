@@ -169,8 +169,8 @@ async def test_models_are_listed_with_what_a_device_must_check(broker: RunningBr
         "precision": "fp32",
         "default": True,
         "aliases": [],
-        "percent": 100.0,
-        "shadow_percent": 0.0,
+        "percent": 100,
+        "shadow_percent": 0,
     }
 
 

@@ -36,6 +36,7 @@ def repository(tmp_path: Path) -> Repository:
 
 def test_without_a_version_the_highest_in_service_is_meant(repository: Repository):
     assert repository.get("tiny").key.version == "1.11.0-rc.1"
+    assert repository.get("tiny", "stable").key.version == "1.11.0-rc.1"
     repository.withdraw("tiny", "1.11.0-rc.1")
     assert repository.get("tiny").key.version == "1.10.0"
     assert repository.get("tiny", "1.9.0").key.version == "1.9.0"
