@@ -63,6 +63,9 @@ class Telemetry:
         self.statistics = Statistics()
         self._models: tuple[ModelKey, ...] = ()
         self._pending: Callable[[ModelKey], int] = lambda _: 0
+        # By labels: looking them up takes longer than counting.
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._waited: dict[str, Histogram] = {}
         self._requests = Counter(
             "nearfar_requests",
             "Requests answered, by route and HTTP status.",
@@ -207,8 +210,14 @@ class Telemetry:
 
     def request_answered(self, route: str, status: int, seconds: float) -> None:
         """One answer went out."""
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        answered = self._answered.get((route, status))
+        if answered is None:
+            answered = self._answered[route, status] = (
+                self._requests.labels(route, str(status)),
+                self._request_seconds.labels(route),
+            )
+        answered[0].inc()
+        answered[1].observe(seconds)
 
     def inference_ended(
         self,
@@ -241,7 +250,10 @@ class Telemetry:
 
     def image_answered(self, model: str, queue_ms: float) -> None:
         """One image was answered after waiting so long for its batch."""
-        self._queue_seconds.labels(model).observe(queue_ms / 1e3)
+        waited = self._waited.get(model)
+        if waited is None:
+            waited = self._waited[model] = self._queue_seconds.labels(model)
+        waited.observe(queue_ms / 1e3)
 
     def session_ended(self, route: str, status: int) -> None:
         """The upgraded connection of a session is closed."""

@@ -84,6 +84,8 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """One result for each request of the batch, in order."""
 
     results: Sequence[Outcome]
+    interrupted: bool = False
+    """What ran it was lost meanwhile: how long it took says nothing of the next batch."""
 
 
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):

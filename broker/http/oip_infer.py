@@ -26,7 +26,7 @@ from broker.oip.compression import Coding, answer_coding, pack, request_coding, 
 from broker.oip.interface import Interface
 from broker.oip.message import HEADER_LENGTH, check_header_length, parse_header_length
 from broker.oip.rows import Asked, read_infer
-from broker.scheduling.ticket import LOWEST_PRIORITY, Answer, Caller, Ticket
+from broker.scheduling.ticket import LOWEST_PRIORITY, TOO_LATE, Answer, Caller, Ticket
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import DeadlineExceeded, ImageTooLarge, NearfarError, WireError
 from edge_runtime.contract.wire import (
@@ -109,7 +109,7 @@ def _most_bytes(interface: Interface, header_length: int | None, coding: Coding 
     if header_length is None:
         return min(most, limits.MAX_INFER_JSON_BYTES)
     if header_length == 0:
-        return min(most, max(limits.MAX_IMAGE_BYTES, interface.inputs[0].spec.size_bytes))
+        return min(most, max(limits.MAX_IMAGE_BYTES, interface.inputs[0].size_bytes))
     return most
 
 
@@ -169,15 +169,13 @@ async def _run(
                 scheduler.admitted(servable.key, deadline_s, held_bytes, caller=caller)
             )
         )
+    if len(tickets) == 1:
+        return [await scheduler.submit(tickets[0], asked.items[0])]
     try:
         async with asyncio.timeout_at(deadline_s):
-            if len(tickets) == 1:
-                return [await scheduler.submit(tickets[0], asked.items[0])]
             return await _gather(services, tickets, asked.items)
     except TimeoutError:
-        raise DeadlineExceeded(
-            "the deadline passed before the answer: answer on the device, or allow more time"
-        ) from None
+        raise DeadlineExceeded(TOO_LATE) from None
 
 
 async def _gather(

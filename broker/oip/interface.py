@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import numpy as np
+
 from broker.models.servable import OpenedServable
 from broker.oip.datatypes import Datatype, datatype_of
 from edge_runtime.contract import limits
@@ -54,6 +56,10 @@ class InputSlot:
     """Of one image, seed or latent: without the batch axis."""
     spec: TensorSpec
     """Of the model's own input."""
+    size_bytes: int
+    """Of one row of it."""
+    stored: np.dtype[np.generic]
+    """Of its numbers, as they travel: little-endian."""
 
     @property
     def takes(self) -> tuple[Datatype, ...]:
@@ -89,12 +95,13 @@ class Interface:
         self.servable = servable
         (spec,) = manifest.model.inputs
         own = {one.name for one in (*manifest.model.inputs, *manifest.model.outputs)}
-        generates = manifest.preprocess is None
+        stored: np.dtype[np.generic] = np.dtype(spec.dtype).newbyteorder("<")
+        own_input = (spec, spec.size_bytes, stored)
         self.inputs: tuple[InputSlot, ...] = (
-            InputSlot(spec.name, "tensor", datatype_of(spec.dtype), spec.shape[1:], spec),
-            InputSlot(_free("seed", own), "seed", "INT64", (1,), spec)
-            if generates
-            else InputSlot(_free("encoded_image", own), "image", "BYTES", (1,), spec),
+            InputSlot(spec.name, "tensor", datatype_of(spec.dtype), spec.shape[1:], *own_input),
+            InputSlot(_free("seed", own), "seed", "INT64", (1,), *own_input)
+            if manifest.preprocess is None
+            else InputSlot(_free("encoded_image", own), "image", "BYTES", (1,), *own_input),
         )
         self.outputs: tuple[OutputSlot, ...] = (
             *(

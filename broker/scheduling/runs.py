@@ -61,7 +61,9 @@ class Runs:
         elapsed_ms = (now_s - self.running.started_s) * 1e3
         left_ms = latency.mean_ms(self.running.images) - elapsed_ms
         if left_ms < 0:  # overdue: it may be one of the slow ones
-            left_ms = max(latency.high_ms(self.running.images) - elapsed_ms, 0.0)
+            # Beyond those it may hang: what is late is expected to be as late again
+            # (Lindy's law: the mean rest of a heavy-tailed duration grows with its age).
+            left_ms = abs(latency.high_ms(self.running.images) - elapsed_ms)
         return left_ms
 
     async def run(self, model: ModelKey, lane: Lane, tickets: list[Ticket]) -> None:
@@ -90,7 +92,7 @@ class Runs:
         self._observer.batch_ran(model, len(tickets), duration_ms)
         answered = 0
         for ticket, result in zip(tickets, outcome.results, strict=True):
-            if not ticket.uploaded_late:
+            if not ticket.uploaded_late and not outcome.interrupted:
                 error_ms = (now_s - ticket.predicted_finish_s) * 1e3
                 self._margin.observe(ticket.left_at_admission_ms, error_ms)
             if isinstance(result, NearfarError):
@@ -99,5 +101,6 @@ class Runs:
             answered += 1
             queue_ms = (started_s - ticket.queued_s) * 1e3
             ticket.settle(Answer(result, queue_ms=queue_ms, inference_ms=duration_ms))
-        if answered:  # what failed to decode did not go through the model
+        # What failed to decode did not go through the model.
+        if answered and not outcome.interrupted:
             lane.latency.observe(answered, duration_ms, now_s)
