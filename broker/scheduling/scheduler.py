@@ -43,7 +43,6 @@ __all__ = ["Scheduler"]
 
 _LOG = logging.getLogger(__name__)
 _LATE_UPLOAD_S = 0.001
-_LOADED = contextlib.nullcontext()
 
 
 class Scheduler:
@@ -336,7 +335,9 @@ class Scheduler:
 
     def _in_memory(self, model: ModelKey) -> contextlib.AbstractAsyncContextManager[None]:
         """The model loaded for the length of the block. Raises what loading raises."""
-        return _LOADED if self._residency is None else self._residency.holding(model)
+        if self._residency is None:
+            return contextlib.nullcontext()
+        return self._residency.holding(model)
 
     def _fail(self, model: ModelKey, error: NearfarError) -> None:
         waiting = self._lanes[model].waiting
