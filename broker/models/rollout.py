@@ -203,6 +203,16 @@ class Rollouts:
             return None
         return self._repository.get(model.name, shadow.version)
 
+    def drop_shadow(self, name: str, detail: str) -> None:
+        """End a shadow that does harm; nothing changes where there is none."""
+        rules = self._rules.get(name, _NO_RULES)
+        if rules.shadow is None:
+            return
+        version = rules.shadow.version
+        self._take(name, msgspec.structs.replace(rules, shadow=None))
+        self._tell(name, "shadow_dropped", version, detail)
+        self.on_change()
+
     # Operators ---------------------------------------------------------------------------
 
     def change(self, name: str, change: Change) -> None:
