@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -331,6 +332,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=10.0, help="at most so long")
     parser.add_argument("--quick", action="store_true", help="4000 requests, at most 2 minutes")
+    parser.add_argument("--log", type=Path, help="keep the broker's log here")
     arguments = parser.parse_args()
     requests = min(arguments.requests, 4000) if arguments.quick else arguments.requests
     minutes = min(arguments.minutes, 2.0) if arguments.quick else arguments.minutes
@@ -339,7 +341,10 @@ def main() -> None:
         _broker(Path(scratch)) as (process, url, key),
     ):
         found = asyncio.run(_soak(process.pid, url, key, requests, minutes))
-        found["log"] = _troubles(Path(scratch) / "broker.log")
+        log = Path(scratch) / "broker.log"
+        found["log"] = _troubles(log)
+        if arguments.log is not None:
+            shutil.copyfile(log, arguments.log)
     document = {"benchmark": "soak", "machine": describe_machine(), **found}
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2))
