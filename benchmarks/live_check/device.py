@@ -1,7 +1,8 @@
 """The device: ``python -m benchmarks.live_check.device``, one process per policy run.
 
-It reads one JSON line with what to do, loads the bundle, connects, says that it is ready, waits
-for the time of its start on ``CLOCK_MONOTONIC``, which all processes share, and then takes each
+It reads one JSON line with what to do, says that it has loaded everything, waits for a line,
+connects (a link that dies soon must not be dead by then), says that it is ready, waits for the
+time of its start on ``CLOCK_MONOTONIC``, which all processes share, and then takes each
 photo at its time, answered or not (open loop). It ends with one JSON line of records.
 """
 
@@ -113,6 +114,8 @@ def main() -> None:
     task = msgspec.json.decode(sys.stdin.readline(), type=DeviceTask)
     entries: list[LogEntry] = []
     images = {path: Path(path).read_bytes() for path in set(task.photos)}
+    print(json.dumps({"loaded": True}), flush=True)
+    sys.stdin.readline()
     with _connected(task, entries) as runtime:
         print(json.dumps({"ready": True}), flush=True)
         start: dict[str, Any] = json.loads(sys.stdin.readline())
