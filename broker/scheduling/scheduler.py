@@ -1,8 +1,7 @@
-"""The scheduler: admission, queues and the loop that feeds one executor.
+"""The scheduler: admission and queues in front of one executor; ``dispatch.py`` feeds it.
 
 Life of a request: ``admit`` on its headers, ``submit`` with its body, an ``Answer`` or a
-typed error, ``release`` whatever happened. The loop pulls: it forms a batch each time the
-executor is free, of the model whose earliest deadline comes first.
+typed error, ``release`` whatever happened.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from broker.executors.base import BatchItem, Executor
 from broker.models.servable import ModelKey
@@ -24,8 +22,8 @@ from broker.scheduling.admission import (
     refusal,
     wants_probe,
 )
-from broker.scheduling.batcher import form_batch
 from broker.scheduling.bounds import Bounds
+from broker.scheduling.dispatch import SHUTTING_DOWN, Dispatcher
 from broker.scheduling.lane import Lane, warm_up
 from broker.scheduling.latency import LatencyModel
 from broker.scheduling.observer import Observer
@@ -33,8 +31,6 @@ from broker.scheduling.shares import Shares
 from broker.scheduling.ticket import ANYBODY, DEFAULT_PRIORITY, Answer, Caller, Ticket
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
-    BrokerFault,
-    DeadlineExceeded,
     NearfarError,
     Overloaded,
 )
@@ -43,14 +39,6 @@ __all__ = ["Scheduler"]
 
 _LOG = logging.getLogger(__name__)
 _LATE_UPLOAD_S = 0.001
-_SHUTTING_DOWN = "the broker is shutting down: use another one, or answer on the device"
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    model: ModelKey
-    images: int
-    started_s: float
 
 
 class Scheduler:
@@ -76,14 +64,14 @@ class Scheduler:
         self._lanes = {
             model: Lane(max_batch=min(max_batch, caps.get(model, max_batch))) for model in models
         }
-        self._observer = observer
         self._clock = clock
         self._margin = Margin()
         self._shares = Shares()
         self._bounds = Bounds(max_queue)
-        self._running: _Running | None = None
+        self._dispatcher = Dispatcher(
+            executor, self._lanes, observer, margin=self._margin, shares=self._shares, clock=clock
+        )
         self._draining = False
-        self._work = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
 
     # Requests ------------------------------------------------------------------
@@ -126,7 +114,7 @@ class Scheduler:
         ticket.queued_s = self._clock()
         ticket.uploaded_late = ticket.queued_s > ticket.predicted_start_s + _LATE_UPLOAD_S
         ticket.place = lane.waiting.push(ticket.deadline_s, ticket, ticket.caller.priority)
-        self._work.set()
+        self._dispatcher.wake()
         # A timer alone: asyncio.timeout would cancel this task, and costs five times as much.
         timer = loop.call_later(ticket.deadline_s - ticket.queued_s, ticket.expire)
         try:
@@ -170,12 +158,16 @@ class Scheduler:
         fair_ms = self._shares.wait_ms(flow, left_ms, now_s)
         predicted = self._forecast(model, deadline_s, upload_ms, now_s, caller.priority, fair_ms)
         error = self._bound_passed(caller, 0)
-        margin_ms = self._margin.for_deadline(left_ms)
+        margin_ms = self._margin_ms(model, left_ms)
         return predicted, error or refusal(predicted, left_ms, margin_ms)
+
+    def _margin_ms(self, model: ModelKey, left_ms: float) -> float:
+        lane = self._lanes[model]
+        return self._margin.for_deadline(left_ms, lane.latency.mean_ms(lane.max_batch))
 
     def _bound_passed(self, caller: Caller, upload_bytes: int) -> Overloaded | None:
         if self._draining:
-            return Overloaded(_SHUTTING_DOWN)
+            return Overloaded(SHUTTING_DOWN)
         queued = sum(len(lane) for lane in self._lanes.values())
         return self._bounds.passed(caller, upload_bytes, queued)
 
@@ -202,7 +194,7 @@ class Scheduler:
         ticket.work_ms = lane.work_ms
         if predicted.idle_finish_ms <= left_ms:  # what nobody can do is no demand
             flow.ask(ticket.work_ms, now_s)
-        error = refusal(predicted, left_ms, self._margin.for_deadline(left_ms))
+        error = refusal(predicted, left_ms, self._margin_ms(model, left_ms))
         if error is not None:
             ticket.probe = left_ms > 0 and self._idle() and wants_probe(lane.latency, now_s)
             if not ticket.probe:
@@ -218,24 +210,14 @@ class Scheduler:
 
     def _release(self, ticket: Ticket) -> None:
         self._bounds.give_back(ticket)
-        self._leave(ticket)
+        self._dispatcher.leave(ticket)
         if ticket.place is None:
             return
         lane = self._lanes[ticket.model]
         if ticket.outcome is None:
             lane.uploading.remove(ticket.place)
         elif lane.waiting.remove(ticket.place) and self._clock() >= ticket.deadline_s:
-            self._dropped(ticket)  # its caller stopped waiting at the deadline
-
-    def _leave(self, ticket: Ticket, *, dispatched: bool = False) -> None:
-        """It waits no more: its work leaves the account, once."""
-        flow, ticket.flow = ticket.flow, None
-        if flow is None:
-            return
-        if dispatched:
-            self._shares.dispatch(flow.priority, ticket.work_ms)
-        else:
-            self._shares.leave(flow, ticket.work_ms)
+            self._dispatcher.dropped(ticket)  # its caller stopped waiting at the deadline
 
     def _forecast(
         self,
@@ -252,35 +234,20 @@ class Scheduler:
             for other in self._lanes.values()
             if other is not lane and len(other)
         )
+        under_way = self._dispatcher.under_way
         return forecast(
             lane.latency,
             ahead=lane.count_before(deadline_s, priority),
             others_ms=others_ms,
-            residual_ms=self._residual_ms(now_s),
+            residual_ms=self._dispatcher.residual_ms(now_s),
             upload_ms=upload_ms,
             max_batch=lane.max_batch,
             fair_ms=fair_ms,
-            recent_batch=self._running.images if self._running is not None else 0,
+            recent_batch=len(under_way[-1].tickets) if under_way else 0,
         )
-
-    def _residual_ms(self, now_s: float) -> float:
-        """What is left of the running batch, or of the executor's start."""
-        residual_ms = self._executor.ready_in_s() * 1e3
-        if self._running is not None:
-            latency = self._lanes[self._running.model].latency
-            elapsed_ms = (now_s - self._running.started_s) * 1e3
-            left_ms = latency.mean_ms(self._running.images) - elapsed_ms
-            if left_ms < 0:  # overdue: it may be one of the slow ones
-                left_ms = max(latency.high_ms(self._running.images) - elapsed_ms, 0.0)
-            residual_ms += left_ms
-        return residual_ms
 
     def _idle(self) -> bool:
-        return (
-            self._running is None
-            and self._executor.ready_in_s() == 0.0
-            and not any(len(lane) for lane in self._lanes.values())
-        )
+        return self._dispatcher.idle and not any(len(lane) for lane in self._lanes.values())
 
     # The loop ------------------------------------------------------------------
 
@@ -304,7 +271,7 @@ class Scheduler:
 
     def start(self) -> asyncio.Task[None]:
         """Begin to run what is submitted. The task ends only by ``close``, or by a bug."""
-        self._loop_task = asyncio.create_task(self._feed(), name="scheduler")
+        self._loop_task = asyncio.create_task(self._dispatcher.feed(), name="scheduler")
         return self._loop_task
 
     def drain(self) -> None:
@@ -320,85 +287,4 @@ class Scheduler:
                 await self._loop_task
         for lane in self._lanes.values():
             while lane.waiting:
-                lane.waiting.pop().settle(Overloaded(_SHUTTING_DOWN))
-
-    async def _feed(self) -> None:
-        while True:
-            await self._work.wait()
-            await self._executor.wait_ready()
-            model = self._most_urgent()
-            if model is None:
-                self._work.clear()
-                continue
-            lane = self._lanes[model]
-            formed = form_batch(
-                lane.waiting,
-                lane.latency,
-                now_s=self._clock(),
-                max_batch=lane.max_batch,
-                max_bytes=limits.MAX_BATCH_BYTES,
-            )
-            for ticket in formed.hopeless:
-                self._leave(ticket)
-                self._dropped(ticket)
-                ticket.settle(DeadlineExceeded("the deadline would pass before the answer"))
-            for ticket in formed.tickets:
-                self._leave(ticket, dispatched=ticket.still_wanted)
-            tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
-            if tickets:
-                await self._run(model, lane, tickets)
-
-    def _dropped(self, ticket: Ticket) -> None:
-        """An admitted request left the queue unanswered, as it would be late."""
-        self._observer.dropped(ticket.model)
-        if not ticket.uploaded_late:
-            # It would have come at the earliest now, alone.
-            finish_s = self._clock() + self._lanes[ticket.model].latency.mean_ms(1) / 1e3
-            error_ms = (finish_s - ticket.predicted_finish_s) * 1e3
-            self._margin.observe(ticket.left_at_admission_ms, error_ms)
-
-    def _most_urgent(self) -> ModelKey | None:
-        """The model whose head goes first: by class, then by deadline."""
-        heads = [
-            (head[0], model)
-            for model, lane in self._lanes.items()
-            if (head := lane.waiting.earliest()) is not None
-        ]
-        return min(heads)[1] if heads else None
-
-    async def _run(self, model: ModelKey, lane: Lane, tickets: list[Ticket]) -> None:
-        started_s = self._clock()
-        self._running = _Running(model, len(tickets), started_s)
-        batch = [ticket.item for ticket in tickets]
-        try:
-            outcome = await self._executor.run(model, batch)
-        except Exception as error:
-            if not isinstance(error, NearfarError):
-                _LOG.exception("the executor failed in a way nobody foresaw")
-                error = BrokerFault("the broker failed on this batch; it is logged")
-            self._observer.batch_lost(model, len(tickets))
-            for ticket in tickets:
-                ticket.settle(type(error)(error.detail))
-            return
-        except asyncio.CancelledError:
-            for ticket in tickets:
-                ticket.settle(Overloaded(_SHUTTING_DOWN))
-            raise
-        finally:
-            self._running = None
-        now_s = self._clock()
-        duration_ms = (now_s - started_s) * 1e3
-        self._observer.batch_ran(model, len(tickets), duration_ms)
-        answered = 0
-        for ticket, result in zip(tickets, outcome.results, strict=True):
-            if not ticket.uploaded_late:
-                error_ms = (now_s - ticket.predicted_finish_s) * 1e3
-                self._margin.observe(ticket.left_at_admission_ms, error_ms)
-            if isinstance(result, NearfarError):
-                ticket.settle(result)
-                continue
-            answered += 1
-            queue_ms = (started_s - ticket.queued_s) * 1e3
-            ticket.settle(Answer(result, queue_ms=queue_ms, inference_ms=duration_ms))
-        if answered:  # what failed to decode did not go through the model
-            lane.latency.observe(answered, duration_ms, now_s)
+                lane.waiting.pop().settle(Overloaded(SHUTTING_DOWN))
