@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -106,13 +107,24 @@ def _form(
         headers["Inference-Header-Content-Length"] = str(len(said))
         return "/v2/models/m/infer", headers, said + counted
     if server == "litserve":
-        opening = (
-            f"--{_BOUNDARY}\r\nContent-Disposition: form-data; "
-            'name="content"; filename="x.jpg"\r\nContent-Type: application/octet-stream\r\n\r\n'
-        )
-        framed = opening.encode() + body + f"\r\n--{_BOUNDARY}--\r\n".encode()
-        return "/predict", {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, framed
+        return "/predict", *_multipart(body)
+    if server == "bentoml":
+        return "/predict", *_multipart(body)
+    if server == "mlserver":
+        sent = {"name": "content", "shape": [1], "datatype": "BYTES",
+                "data": [base64.b64encode(body).decode()]}  # fmt: skip
+        framed = json.dumps({"inputs": [sent]}).encode()
+        return "/v2/models/m/infer", {"Content-Type": "application/json"}, framed
     return "/predict", {"Content-Type": "application/octet-stream"}, body
+
+
+def _multipart(body: bytes) -> tuple[dict[str, str], bytes]:
+    opening = (
+        f"--{_BOUNDARY}\r\nContent-Disposition: form-data; "
+        'name="content"; filename="x.jpg"\r\nContent-Type: application/octet-stream\r\n\r\n'
+    )
+    framed = opening.encode() + body + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, framed
 
 
 @contextlib.contextmanager

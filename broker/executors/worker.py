@@ -129,6 +129,11 @@ class WorkerExecutor:
     async def _run(
         self, model: ModelKey, items: Sequence[BatchItem], sent_to: Child | None
     ) -> Sequence[Outcome]:
+        if sent_to is not None and not self._supervisor.ready.is_set():
+            # It stood in line while the batch before it ended the child.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(_RECOVERY_S, self._supervisor.ready_in_s())):
+                    await self._ready_child()
         child = self._supervisor.child
         if child is None or not self._supervisor.ready.is_set():
             raise WorkerLost("the model's process is starting again: ask again shortly")
