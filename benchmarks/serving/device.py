@@ -34,7 +34,6 @@ DEVICE_VARIABLE = "NEARFAR_BENCH_DEVICE"
 """Fixed and per-image milliseconds, with a comma."""
 _PIPE_BYTES = 2**20
 _LENGTH = struct.Struct("<I")
-_SCORES = (Prediction(index=0, label="0", score=1.0),)
 
 
 class SleepDevice:
@@ -46,6 +45,9 @@ class SleepDevice:
     def __init__(
         self, servables: Sequence[OpenedServable], options: ExecutorOptions, events: EventSink
     ) -> None:
+        # A device that answers always the same, by a label that the model has.
+        label = servables[0].labels[0] if servables and servables[0].labels else "0"
+        self._answer = EncodedAnswer(predictions=(Prediction(index=0, label=label, score=1.0),))
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._batches = 0
@@ -76,7 +78,7 @@ class SleepDevice:
             await process.stdout.readexactly(_LENGTH.size)
         self._batches += 1
         self._images += len(batch)
-        return BatchOutcome(results=[EncodedAnswer(predictions=_SCORES) for _ in batch])
+        return BatchOutcome(results=[self._answer] * len(batch))
 
     def ready_in_s(self) -> float:
         """It is ready from the start."""

@@ -30,7 +30,7 @@ __all__ = ["Target", "Tenant", "start"]
 
 ROOT: Final = Path(__file__).parents[2]
 NEARFAR: Final = "nearfar"
-_START_S = 120.0
+_START_S = 240.0
 _BOUNDARY = "nearfar-benchmark"
 
 
@@ -131,7 +131,10 @@ def _multipart(body: bytes) -> tuple[dict[str, str], bytes]:
 def start(
     name: str, work: Work, folder: Path, tenants: tuple[Tenant, ...] = (Tenant(),)
 ) -> Iterator[Target]:
-    """A server for the length of the block; ``name``: the broker, or a peer with configuration."""
+    """A server for the length of the block; ``name``: the broker, or a peer with configuration.
+
+    Without ``tenants`` the broker asks nobody for a key.
+    """
     folder.mkdir(parents=True)
     starter = _nearfar(work, folder, tenants) if name == NEARFAR else _peer(name, work, folder)
     with starter as target:
@@ -141,6 +144,7 @@ def start(
 @contextlib.contextmanager
 def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[Target]:
     keys = KeyFile(folder / "keys.json")
+    asked = ["--keys", str(keys.path)] if tenants else []
     tokens = {tenant.name: _add_key(keys, tenant) for tenant in tenants}
     command = [
         sys.executable,
@@ -151,7 +155,7 @@ def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[
         "0",
         "--json-ready",
     ]
-    command += ["--models", work.servable, "--keys", str(keys.path), "--device", "cpu"]
+    command += ["--models", work.servable, *asked, "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if work.kind == "sleep":
         _write_entry_point(folder / "plugin")

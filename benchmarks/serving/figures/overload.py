@@ -24,7 +24,7 @@ def measure(bench: Bench) -> Finding:
     )
     seconds = 7.0 if bench.quick else 12.0
     rows: list[Row] = []
-    for number in range(bench.rounds):
+    for number in bench.turns():
         for name in bench.servers(tuned=True):
             with bench.server(name, work) as target:
                 kind = target.kind(bench.photo)

@@ -9,7 +9,12 @@ import os
 import signal
 import sys
 
-os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ |= {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # it starts slowly on a few cores
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
 
 import msgspec
 import ray
@@ -22,7 +27,7 @@ from benchmarks.serving.workload import Work, runner
 def main() -> None:
     port, tuned = int(sys.argv[1]), sys.argv[2] == "tuned"
     work = msgspec.json.decode(sys.argv[3], type=Work)
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     bounds = {"max_ongoing_requests": 1000}
     if tuned:
