@@ -2,10 +2,11 @@
 
 What differs from the shipped constants, and why:
 
-* TCP: the relay has no slow start and no handshake of TLS, and connections are open before the
-  start. What bounds an upload is the session's own send window (``offload/window.py``):
-  ``SESSION_WINDOW_BYTES``, and once an upload was admitted within 5 s, the rate times the
-  shortest round trip of the last 10 s more. Both are read off the trace at the times of requests.
+* TCP: the relay has no slow start, and opening a connection takes one round trip, without TLS;
+  one is open before the start. What bounds an upload is the session's own send window
+  (``offload/window.py``): ``SESSION_WINDOW_BYTES``, and once an upload was admitted within 5 s,
+  the rate times the shortest round trip of the last 10 s more. Both are read off the trace at
+  the times of requests. What the relay has taken of a cancelled upload still crosses the link.
 * Radio: the relay promotes nothing. The device still believes what it believes of the link type.
 * Broker: service times as measured over a flat fast link, everything but the link included; no
   queue, no overload, no outage.
@@ -25,6 +26,7 @@ from benchmarks.live_check.material import Link
 from edge_runtime.contract import limits
 from edge_runtime.estimators.energy import RadioPower, radio_power
 from edge_runtime.simulation.capacity import Capacity, RoundTrips
+from edge_runtime.simulation.connection import BUFFER_BYTES
 from edge_runtime.simulation.constants import Constants, DeviceConstants, load_constants
 from edge_runtime.simulation.device import DeviceRun
 from edge_runtime.simulation.lineup import make_policy
@@ -94,6 +96,10 @@ class MeasuredWorld(World, frozen=True, kw_only=True, eq=False):
         rate = self.capacity.between(rated_s, rated_s + _SAMPLE_S) / _SAMPLE_S
         return limits.SESSION_WINDOW_BYTES + rate * shortest_s
 
+    def under_way_bytes(self, time_s: float) -> float:
+        """The window's bytes cross the link, as far as the relay has taken them already."""
+        return min(self.max_window_bytes(time_s), float(BUFFER_BYTES))
+
     def cloud_correct(self, index: int) -> float:
         """1 where the cloud's model was right, 0 where not."""
         return float(self.cloud_right[index])
@@ -110,7 +116,7 @@ def _constants(pair: Pair, deadline_s: float) -> Constants:
             known.tcp,
             initial_window_bytes=float(limits.SESSION_WINDOW_BYTES),
             window_kept_s=_ADMISSION_TRUSTED_S,
-            handshake_round_trips=0,
+            handshake_round_trips=1,
             handshake_bytes=0.0,
             overhead=1.0,
             header_bytes=pair.header_bytes,
@@ -164,8 +170,14 @@ def open_path() -> Path:
     return fresh_path()._replace(connection_used_s=0.0, radio_until_s=0.0)
 
 
-def simulate_policy(world: MeasuredWorld, policy: str) -> tuple[list[Outcome], list[Event]]:
-    """What becomes of each request, and everything that happened."""
+def simulate_policy(
+    world: MeasuredWorld, policy: str, seed: int = 0
+) -> tuple[list[Outcome], list[Event]]:
+    """What becomes of each request, and everything that happened.
+
+    ``seed``: of the jitter of a breaker's back-off, all that is drawn here.
+    """
+    world = msgspec.structs.replace(world, seed=seed)
     run = DeviceRun(world, make_policy(policy), timeline=True, path=open_path())
     return run.run(), run.events
 

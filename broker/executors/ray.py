@@ -249,7 +249,8 @@ class RayExecutor:
         results: list[Outcome] = [given[row % count][row // count] for row in range(len(batch))]
         self._batches += 1
         self._images += len(batch)
-        return BatchOutcome(results=results)
+        interrupted = any(isinstance(result, WorkerLost) for result in results)
+        return BatchOutcome(results=results, interrupted=interrupted)
 
     async def _part(
         self, slot: _Slot, model: ModelKey, items: Sequence[BatchItem]

@@ -71,6 +71,8 @@ class WorkerExecutor:
         """The batch whose turn it is has been sent, once, and nothing went wrong so far."""
         self._batches = 0
         self._images = 0
+        self._lost = 0
+        """Batches whose child died or hung."""
 
     async def start(self) -> None:
         """Start the child and wait until it has loaded everything."""
@@ -89,13 +91,17 @@ class WorkerExecutor:
             if refusal is not None:
                 results[row] = refusal
         rows = [row for row in range(len(batch)) if row not in results]
+        interrupted = False
         if rows:
             items = [batch[row] for row in rows]
             sent_to = self._send_ahead(model, items)
             async with self._my_turn(sent_to):
+                lost_before = self._lost
                 given = await self._run(model, items, sent_to)
+                interrupted = self._lost != lost_before
             results |= zip(rows, given, strict=True)
-        return BatchOutcome(results=[results[row] for row in range(len(batch))])
+        ordered = [results[row] for row in range(len(batch))]
+        return BatchOutcome(results=ordered, interrupted=interrupted)
 
     def _send_ahead(self, model: ModelKey, items: Sequence[BatchItem]) -> Child | None:
         """Send a batch behind the one that runs, where nobody stands between; to whom, if so.
@@ -143,6 +149,7 @@ class WorkerExecutor:
             return await self._attempt(child, model, items, limit_s, sent=sent_to is child)
         except _Lost as lost:
             self._smooth = False
+            self._lost += 1
             self._events("batch_lost", {"model": model.name, "images": len(items)})
             return await self._one_by_one(model, items, lost)
 

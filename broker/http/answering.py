@@ -46,6 +46,8 @@ class Ask(msgspec.Struct, frozen=True):
     """One request, checked as far as that goes without its body."""
 
     servable: OpenedServable
+    version: str | None
+    """As asked for, an alias too; None: whichever the broker chose."""
     kind: BodyKind
     media_type: str
     size_bytes: int | None
@@ -63,9 +65,13 @@ class Ask(msgspec.Struct, frozen=True):
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
-        """What a retry under the same key must repeat."""
+        """What a retry under the same key must repeat.
+
+        Not which version answered: the split may have changed since.
+        """
         query = (self.query.top_k, self.query.palette)
-        return (self.servable.key, self.media_type, self.size_bytes, query, self.wanted)
+        asked = (self.servable.key.name, self.version)
+        return (asked, self.media_type, self.size_bytes, query, self.wanted)
 
 
 class Upload(Protocol):
@@ -177,6 +183,7 @@ async def _answer(
     trace.queue_ms = answer.queue_ms
     trace.inference_ms = answer.inference_ms
     services.telemetry.image_answered(key.name, answer.queue_ms)
+    services.shadows.offer(ask.servable, ask.key or trace.request_id, item, answer)
     return _encode(ask, answer, trace)
 
 

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from broker.executors.base import BatchItem
 from broker.http.body import read_body
 from broker.http.callers import caller_of, spend
+from broker.http.choosing import choose_version
 from broker.http.context import SERVICES, TRACE, Services, Trace
 from broker.http.headers import parse_priority, send_continue, single_header
 from broker.http.protocol import upload_rate_of
@@ -48,10 +49,14 @@ _WORTH_PACKING_BYTES: Final = 1024
 async def infer(request: web.Request) -> web.Response:
     """Refuse on the headers, or read the body, queue its rows and answer by the deadline."""
     services, trace = request.app[SERVICES], request[TRACE]
-    servable = services.repository.get(
-        request.match_info["name"], request.match_info.get("version")
+    servable = choose_version(
+        services,
+        trace,
+        request.match_info["name"],
+        request.match_info.get("version"),
+        address=request.remote,
+        tensors=True,
     )
-    trace.model = servable.key
     header_length = parse_header_length(single_header(request, HEADER_LENGTH))
     coding = request_coding(single_header(request, hdrs.CONTENT_ENCODING))
     answer_as = answer_coding(single_header(request, hdrs.ACCEPT_ENCODING))
@@ -94,6 +99,7 @@ async def infer(request: web.Request) -> web.Response:
     trace.inference_ms = max(answer.inference_ms for answer in answers)
     for answer in answers:
         services.telemetry.image_answered(servable.key.name, answer.queue_ms)
+    services.shadows.offer(servable, trace.request_id, asked.items[0], answers[0])
     return await _respond(servable, asked, answers, trace, answer_as)
 
 

@@ -7,7 +7,7 @@ its manifest records, and beside them the answer of its task, under names of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -147,13 +147,15 @@ class Interface:
             f"it gives {_names(self.outputs, 'and')}"
         )
 
-    @property
-    def metadata(self) -> dict[str, object]:
-        """The model metadata response. The first axis, -1, is the batch."""
+    def metadata(self, versions: Sequence[str]) -> dict[str, object]:
+        """The model metadata response, with the versions in service.
+
+        The first axis, -1, is the batch.
+        """
         manifest = self.servable.manifest
         return {
             "name": manifest.name,
-            "versions": [manifest.version],
+            "versions": list(versions),
             "platform": PLATFORM,
             "inputs": [
                 _metadata(slot) | {"parameters": {"alternative": slot.kind}} for slot in self.inputs
@@ -171,7 +173,7 @@ class Interface:
             "name": manifest.name,
             "platform": PLATFORM,
             "backend": "nearfar",
-            "version_policy": {"latest": {"num_versions": 1}},
+            "version_policy": {"all": {}},
             "max_batch_size": limits.MAX_INFER_ROWS,
             "input": [
                 _config(slot)

@@ -1,19 +1,19 @@
-"""The scheduler: admission and queues in front of one executor; ``dispatch.py`` feeds it.
+"""The scheduler: admission, queues and the loop that feeds one executor.
 
 Life of a request: ``admit`` on its headers, ``submit`` with its body, an ``Answer`` or a
-typed error, ``release`` whatever happened.
+typed error, ``release`` whatever happened. The loop pulls: it forms a batch each time the
+executor is free, of the model whose earliest deadline comes first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from broker.executors.base import BatchItem, Executor
+from broker.executors.base import BatchItem, Executor, depth_of
 from broker.models.servable import ModelKey
 from broker.scheduling.admission import (
     Forecast,
@@ -22,23 +22,26 @@ from broker.scheduling.admission import (
     refusal,
     wants_probe,
 )
+from broker.scheduling.batcher import form_batch
 from broker.scheduling.bounds import Bounds
-from broker.scheduling.dispatch import SHUTTING_DOWN, Dispatcher
 from broker.scheduling.lane import Lane, warm_up
 from broker.scheduling.latency import LatencyModel
 from broker.scheduling.observer import Observer
+from broker.scheduling.residency import Residency
+from broker.scheduling.runs import SHUTTING_DOWN, Runs
 from broker.scheduling.shares import Shares
 from broker.scheduling.ticket import ANYBODY, DEFAULT_PRIORITY, Answer, Caller, Ticket
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
+    DeadlineExceeded,
     NearfarError,
     Overloaded,
 )
 
 __all__ = ["Scheduler"]
 
-_LOG = logging.getLogger(__name__)
 _LATE_UPLOAD_S = 0.001
+_LOADED = contextlib.nullcontext()
 
 
 class Scheduler:
@@ -46,6 +49,7 @@ class Scheduler:
 
     ``max_batch`` bounds every batch, ``largest`` those of single models further. ``clock``
     gives seconds and must be the event loop's, as deadlines are compared with it.
+    ``residency``: who is in memory, where not all models fit; None: all are.
     """
 
     def __init__(
@@ -58,20 +62,23 @@ class Scheduler:
         largest: Mapping[ModelKey, int] | None = None,
         max_queue: int = limits.MAX_QUEUE,
         clock: Callable[[], float] = time.monotonic,
+        residency: Residency | None = None,
     ) -> None:
         self._executor = executor
+        self._residency = residency
         caps = largest or {}
         self._lanes = {
             model: Lane(max_batch=min(max_batch, caps.get(model, max_batch))) for model in models
         }
+        self._observer = observer
         self._clock = clock
         self._margin = Margin()
         self._shares = Shares()
         self._bounds = Bounds(max_queue)
-        self._dispatcher = Dispatcher(
-            executor, self._lanes, observer, margin=self._margin, shares=self._shares, clock=clock
-        )
+        depth = 1 if residency is not None else depth_of(executor)
+        self._runs = Runs(executor, observer, self._margin, clock, depth)
         self._draining = False
+        self._work = asyncio.Event() if residency is None else residency.work
         self._loop_task: asyncio.Task[None] | None = None
 
     # Requests ------------------------------------------------------------------
@@ -114,7 +121,8 @@ class Scheduler:
         ticket.queued_s = self._clock()
         ticket.uploaded_late = ticket.queued_s > ticket.predicted_start_s + _LATE_UPLOAD_S
         ticket.place = lane.waiting.push(ticket.deadline_s, ticket, ticket.caller.priority)
-        self._dispatcher.wake()
+        self._work.set()
+        self._runs.wake()
         # A timer alone: asyncio.timeout would cancel this task, and costs five times as much.
         timer = loop.call_later(ticket.deadline_s - ticket.queued_s, ticket.expire)
         try:
@@ -128,8 +136,7 @@ class Scheduler:
     def queue_delay_ms(self, model: ModelKey) -> int:
         """Predicted wait of a new request behind all others, for ``X-Queue-Delay-Ms``."""
         forecast = self._forecast(model, math.inf, 0.0, self._clock(), DEFAULT_PRIORITY)
-        wait_ms = forecast.wait_ms
-        return math.ceil(min(wait_ms, limits.MAX_DEADLINE_MS))
+        return math.ceil(min(forecast.wait_ms, limits.MAX_DEADLINE_MS))
 
     @property
     def upload_bytes(self) -> int:
@@ -196,7 +203,10 @@ class Scheduler:
             flow.ask(ticket.work_ms, now_s)
         error = refusal(predicted, left_ms, self._margin_ms(model, left_ms))
         if error is not None:
-            ticket.probe = left_ms > 0 and self._idle() and wants_probe(lane.latency, now_s)
+            if self._residency is not None and self._residency.want(model, now_s):
+                self._work.set()
+                raise error
+            ticket.probe = left_ms > 0 and self.idle and wants_probe(lane.latency, now_s)
             if not ticket.probe:
                 raise error
         ticket.left_at_admission_ms = left_ms
@@ -210,14 +220,26 @@ class Scheduler:
 
     def _release(self, ticket: Ticket) -> None:
         self._bounds.give_back(ticket)
-        self._dispatcher.leave(ticket)
+        self._leave(ticket)
+        if self._residency is not None:
+            self._work.set()  # a load may have waited for this one
         if ticket.place is None:
             return
         lane = self._lanes[ticket.model]
         if ticket.outcome is None:
             lane.uploading.remove(ticket.place)
         elif lane.waiting.remove(ticket.place) and self._clock() >= ticket.deadline_s:
-            self._dispatcher.dropped(ticket)  # its caller stopped waiting at the deadline
+            self._runs.dropped(ticket, lane)  # its caller stopped waiting at the deadline
+
+    def _leave(self, ticket: Ticket, *, dispatched: bool = False) -> None:
+        """It waits no more: its work leaves the account, once."""
+        flow, ticket.flow = ticket.flow, None
+        if flow is None:
+            return
+        if dispatched:
+            self._shares.dispatch(flow.priority, ticket.work_ms)
+        else:
+            self._shares.leave(flow, ticket.work_ms)
 
     def _forecast(
         self,
@@ -234,20 +256,27 @@ class Scheduler:
             for other in self._lanes.values()
             if other is not lane and len(other)
         )
-        under_way = self._dispatcher.under_way
+        if self._residency is not None:
+            others_ms += self._residency.extra_ms(self._lanes, model, deadline_s, priority, now_s)
         return forecast(
             lane.latency,
             ahead=lane.count_before(deadline_s, priority),
             others_ms=others_ms,
-            residual_ms=self._dispatcher.residual_ms(now_s),
+            residual_ms=self._executor.ready_in_s() * 1e3 + self._runs.left_ms(self._lanes, now_s),
             upload_ms=upload_ms,
             max_batch=lane.max_batch,
             fair_ms=fair_ms,
-            recent_batch=len(under_way[-1].tickets) if under_way else 0,
+            recent_batch=self._runs.images,
         )
 
-    def _idle(self) -> bool:
-        return self._dispatcher.idle and not any(len(lane) for lane in self._lanes.values())
+    @property
+    def idle(self) -> bool:
+        """Nothing uploads, waits or runs, and a batch could start now."""
+        return (
+            not self._runs.images
+            and self._executor.ready_in_s() == 0.0
+            and not any(len(lane) for lane in self._lanes.values())
+        )
 
     # The loop ------------------------------------------------------------------
 
@@ -267,11 +296,12 @@ class Scheduler:
         answer it.
         """
         for model, lane in self._lanes.items():
-            await warm_up(lane, self._executor, model, bodies[model], self._clock)
+            async with self._in_memory(model):
+                await warm_up(lane, self._executor, model, bodies[model], self._clock)
 
     def start(self) -> asyncio.Task[None]:
         """Begin to run what is submitted. The task ends only by ``close``, or by a bug."""
-        self._loop_task = asyncio.create_task(self._dispatcher.feed(), name="scheduler")
+        self._loop_task = asyncio.create_task(self._feed(), name="scheduler")
         return self._loop_task
 
     def drain(self) -> None:
@@ -288,3 +318,83 @@ class Scheduler:
         for lane in self._lanes.values():
             while lane.waiting:
                 lane.waiting.pop().settle(Overloaded(SHUTTING_DOWN))
+
+    async def _feed(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as batches:
+                await self._dispatch(batches)
+        finally:
+            self._runs.abandon()
+
+    async def _dispatch(self, batches: asyncio.TaskGroup) -> None:
+        while True:
+            await self._work.wait()
+            starts_s = await self._runs.room(self._lanes, self._is_full)
+            await self._executor.wait_ready()
+            if self._residency is not None:
+                await self._residency.prefetch(self._lanes)
+            model = self._most_urgent()
+            if model is None:
+                self._work.clear()
+                if self._residency is not None:
+                    await self._residency.rest(self._lanes)
+                continue
+            try:
+                async with self._in_memory(model):
+                    await self._serve(model, starts_s, batches)
+            except NearfarError as error:  # it could not be loaded
+                self._fail(model, error)
+
+    def _in_memory(self, model: ModelKey) -> contextlib.AbstractAsyncContextManager[None]:
+        """The model loaded for the length of the block. Raises what loading raises."""
+        return _LOADED if self._residency is None else self._residency.holding(model)
+
+    def _fail(self, model: ModelKey, error: NearfarError) -> None:
+        waiting = self._lanes[model].waiting
+        self._observer.batch_lost(model, len(waiting))
+        while waiting:
+            ticket = waiting.pop()
+            self._leave(ticket)
+            ticket.settle(type(error)(error.detail))
+
+    def _is_full(self) -> bool:
+        """Whether the next batch could not grow any more."""
+        model = self._most_urgent()
+        lane = None if model is None else self._lanes[model]
+        return lane is not None and len(lane.waiting) >= lane.max_batch
+
+    async def _serve(self, model: ModelKey, starts_s: float, batches: asyncio.TaskGroup) -> None:
+        """Run one batch of a model that is in memory, or have it run where there is room."""
+        lane = self._lanes[model]
+        formed = form_batch(
+            lane.waiting,
+            lane.latency,
+            now_s=max(starts_s, self._clock()),
+            max_batch=lane.max_batch,
+            max_bytes=limits.MAX_BATCH_BYTES,
+        )
+        for ticket in formed.hopeless:
+            self._leave(ticket)
+            self._runs.dropped(ticket, lane)
+            ticket.settle(DeadlineExceeded("the deadline would pass before the answer"))
+        for ticket in formed.tickets:
+            self._leave(ticket, dispatched=ticket.still_wanted)
+        tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
+        if tickets:
+            run = self._runs.run(model, lane, tickets, starts_s)
+            if self._runs.depth == 1:
+                await run
+            else:
+                batches.create_task(run, name="batch")
+                await asyncio.sleep(0)  # it has begun
+
+    def _most_urgent(self) -> ModelKey | None:
+        """The model whose head goes first: by class, then by deadline."""
+        if self._residency is not None:
+            return self._residency.choose(self._lanes, self._clock())
+        heads = [
+            (head[0], model)
+            for model, lane in self._lanes.items()
+            if (head := lane.waiting.earliest()) is not None
+        ]
+        return min(heads)[1] if heads else None

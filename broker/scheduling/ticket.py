@@ -98,6 +98,11 @@ class Ticket:
     """Present from then on."""
 
     @property
+    def admitted_s(self) -> float:
+        """When it was let in, on the same clock."""
+        return self.deadline_s - self.left_at_admission_ms / 1e3
+
+    @property
     def still_wanted(self) -> bool:
         """Whether anyone waits for it: the client may have left meanwhile."""
         return self.outcome is not None and not self.outcome.done()

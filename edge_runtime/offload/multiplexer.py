@@ -129,6 +129,16 @@ class SessionOver(msgspec.Struct, frozen=True, kw_only=True):
 Event = Answered | Refused | Hinted | Ponged | SessionOver
 
 
+def _urgency(sending: Sending) -> tuple[int, float, int]:
+    """Least first: priority class, then the earliest deadline, then the oldest.
+
+    Two uploads that take turns on a slow link are both late; one after the other, one is in
+    time (Liu and Layland, JACM 20(1), 1973, on earliest deadline first).
+    """
+    request = sending.request
+    return request.priority, sending.opened_s + request.deadline_ms / 1e3, request.id
+
+
 class Multiplexer:
     """Of one connection."""
 
@@ -136,7 +146,6 @@ class Multiplexer:
         self.window = SendWindow()
         self._frames: deque[Frame] = deque()
         self._open: dict[int, Sending] = {}
-        self._turns: deque[int] = deque()
         self._leaving: dict[int, Sending] = {}
         self._pings: dict[int, float] = {}
         self._last_id = 0
@@ -166,7 +175,6 @@ class Multiplexer:
         numbered = msgspec.structs.replace(request, id=self._last_id, size_bytes=len(body))
         sending = Sending(numbered, body, now_s, self.window.delivered_bytes)
         self._open[self._last_id] = sending
-        self._turns.append(self._last_id)
         self._frames.append(numbered)
         return sending
 
@@ -213,24 +221,20 @@ class Multiplexer:
         if room <= 0:
             return None
         chunk_bytes = self.window.chunk_bytes(now_s)
-        chosen: Sending | None = None
-        for _ in range(len(self._turns)):
-            request_id = self._turns[0]
-            self._turns.rotate(-1)
-            sending = self._open.get(request_id)
-            if sending is None or not sending.to_send_bytes:
-                self._turns.remove(request_id)
-                continue
-            urgent = chosen is None or sending.request.priority < chosen.request.priority
-            if urgent and self._allowance(sending, now_s) > 0:
-                chosen = sending
+        chosen = min(
+            (
+                sending
+                for sending in self._open.values()
+                if sending.to_send_bytes and self._allowance(sending, now_s) > 0
+            ),
+            key=_urgency,
+            default=None,
+        )
         if chosen is None:
             return None
         size = min(chunk_bytes, chosen.to_send_bytes)
         if size > min(room, self._allowance(chosen, now_s)):
             return None  # a whole piece soon, rather than crumbs now
-        self._turns.remove(chosen.request.id)
-        self._turns.append(chosen.request.id)
         start = chosen.sent_bytes
         chosen.sent_bytes += size
         chosen.marks.append((chosen.sent_bytes, now_s))

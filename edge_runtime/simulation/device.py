@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable
 
 from edge_runtime.contract.wire import ServerTiming
 from edge_runtime.policies.base import (
@@ -19,29 +18,25 @@ from edge_runtime.policies.base import (
     Policy,
 )
 from edge_runtime.policies.learned import features
-from edge_runtime.simulation.knowledge import DeviceKnowledge
-from edge_runtime.simulation.power import RadioMeter
-from edge_runtime.simulation.records import ACTION_CODES, Event
+from edge_runtime.simulation.records import ACTION_CODES
 from edge_runtime.simulation.requests import Outcome, Request
 from edge_runtime.simulation.transport import (
     Path,
-    Ping,
     Upload,
     cancel,
     crossed_bytes,
-    plan_ping,
     plan_upload,
 )
+from edge_runtime.simulation.watch import BrokerWatch
 from edge_runtime.simulation.world import World
 
 __all__ = ["DeviceRun"]
 
-_PING_TIMEOUT_S = 3.0
 _MIN_WAIT_MS = 5.0
 _START_RATIO = 0.25  # quantile of the local latency that must fit for a run to start
 
 
-class DeviceRun(DeviceKnowledge):
+class DeviceRun(BrokerWatch):
     """Runs ``policy`` through ``world``.
 
     ``timeline``: also keep a list of events. ``path``: radio and connection at the start; None:
@@ -56,15 +51,9 @@ class DeviceRun(DeviceKnowledge):
         timeline: bool = False,
         path: Path | None = None,
     ) -> None:
-        super().__init__(world, path)
+        super().__init__(world, path, timeline=timeline)
         self._policy = policy
         self._learns = bool(getattr(policy, "learns", False))
-        self._heap: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
-        self._number = 0
-        self.meter = RadioMeter(self._radio)
-        self._requests: list[Request] = []
-        self.events: list[Event] = []
-        self._timeline = timeline
 
     # The clock ----------------------------------------------------------------------
 
@@ -81,15 +70,6 @@ class DeviceRun(DeviceKnowledge):
     def joules(self) -> float:
         """Of local model and radio."""
         return self._worker.joules + self.meter.joules()
-
-    def _at(self, time_s: float, handle: Callable[..., None], *arguments: object) -> None:
-        if time_s < math.inf:
-            self._number += 1
-            heapq.heappush(self._heap, (max(time_s, self._now), self._number, handle, arguments))
-
-    def _note(self, kind: str, request: int = -1, detail: str = "") -> None:
-        if self._timeline:
-            self.events.append(Event(time_s=self._now, kind=kind, request=request, detail=detail))
 
     # Decisions ------------------------------------------------------------------------
 
@@ -120,7 +100,7 @@ class DeviceRun(DeviceKnowledge):
             elif uploads_now or not asked_after_local:
                 outcome.action = ACTION_CODES[decision.action.value]
         if decision.warm_up:
-            self._ping()
+            self._warm()
         if self._timeline:
             self._note("decision", request.index, f"{decision.action.value} {decision.reason}")
         request.decision = decision
@@ -130,13 +110,15 @@ class DeviceRun(DeviceKnowledge):
         request = Request(index, self._now, self._world.deadline_s - self._world.guard_s)
         self._requests.append(request)
         self._note("arrival", index)
-        if self._policy.uses_cloud and self._breaker.probe_due(self._now):
-            self._breaker.begin_probe(self._now)
-            self._ping()
+        if self._policy.uses_cloud:
+            self._probe()
         self._arrivals = self._arrivals.observe(self._now)
         decision = self._decide(request, None)
         action = decision.action
         if action is Action.CLOUD_ONLY:
+            if self._breaker.state != "CLOSED":
+                self._fall_back(request)
+                return
             self._upload(request)
             self._at(self._now + self._world.constants.run.http_timeout_s, self._give_up, request)
             return
@@ -255,6 +237,7 @@ class DeviceRun(DeviceKnowledge):
         request.submitted_s = self._now
         request.outcome.offloaded = True
         self._note("upload_start", request.index)
+        self._waits(request)
         self._active.append(request)
         self._plan(request)
         self._review_later(request)
@@ -291,6 +274,7 @@ class DeviceRun(DeviceKnowledge):
         self._bill(request, plan.wire_bytes + plan.setup_bytes, self._now)
         self._learn(request, plan)
         self._breaker.succeed()
+        self._heard()
         self._note("answer", request.index)
         if request.done:
             request.cut = True
@@ -384,6 +368,7 @@ class DeviceRun(DeviceKnowledge):
         self._note("abort", request.index)
         self._bill(request, used, max(self._path.radio_until_s, self._now) if used else self._now)
         request.outcome.wasted_bytes += used
+        self._was_cut(request)
         if self._now > plan.ready_s:
             sending_ms = (self._now - plan.ready_s) * 1e3
             rtt_s = self._world.round_trips.at(self._now)
@@ -413,34 +398,7 @@ class DeviceRun(DeviceKnowledge):
 
     def _drained(self, size_bytes: float, cut_s: float, _free_s: float) -> None:
         self._estimates = self._estimates.drained(size_bytes, (self._now - cut_s) * 1e3, self._now)
-
-    def _ping(self) -> None:
-        if self._active:
-            return
-        ping = plan_ping(self._world, self._path, self._now)
-        self._path = ping.after
-        self._note("ping")
-        if self._requests:
-            self._requests[-1].outcome.uploaded_bytes += ping.wire_bytes
-        self.meter.used(
-            ping.begin_s,
-            ping.sent_s,
-            min(ping.answer_s, ping.sent_s + _PING_TIMEOUT_S),
-            ping.wire_bytes,
-            promoted=ping.promoted,
-        )
-        waited_s = ping.begin_s + _PING_TIMEOUT_S
-        if ping.answer_s <= waited_s:
-            self._at(ping.answer_s, self._pinged, ping)
-        else:
-            self._at(min(ping.failed_s, waited_s), self._ping_failed)
-
-    def _pinged(self, ping: Ping) -> None:
-        self._estimates = self._estimates.pinged(ping.round_trip_s * 1e3, self._now)
-        self._breaker.succeed()
-
-    def _ping_failed(self) -> None:
-        self._breaker.fail(self._now)
+        self._heard()
 
     # The end --------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class Request:
         "index",
         "local_submitted",
         "outcome",
+        "over_session",
         "plan",
         "predicted_ms",
         "seen",
@@ -78,6 +79,8 @@ class Request:
         self.cut = False
         self.cloud_over = False
         self.cloud_held = False
+        self.over_session = True
+        """Its upload shares the session, which outlives it."""
         self.features: tuple[float, ...] = ()
         self.predicted_ms: float | None = None
         self.seen = (0.0, 0.0)

@@ -215,7 +215,7 @@ def crossed_bytes(world: World, upload: Upload, time_s: float) -> float:
 def cancel(world: World, upload: Upload, now_s: float) -> tuple[Path, float]:
     """The path after an upload was cancelled at ``now_s``, and its bytes on the wire.
 
-    The session stays; at most ``unacknowledged_bytes`` still cross the link. Before it
+    The session stays; at most ``World.under_way_bytes`` still cross the link. Before it
     began, nothing has happened.
     """
     if now_s <= upload.begin_s:
@@ -236,7 +236,7 @@ def cancel(world: World, upload: Upload, now_s: float) -> tuple[Path, float]:
             window_s=upload.before.window_s,
         ), upload.setup_bytes
     sent = crossed_bytes(world, upload, now_s)
-    rest = min(tcp.unacknowledged_bytes, upload.most_bytes - sent)
+    rest = min(world.under_way_bytes(now_s), upload.most_bytes - sent)
     free_s = min(world.capacity.drain(now_s, rest), upload.up_end_s)
     acknowledged_s = free_s + world.round_trips.at(free_s)
     return upload.after._replace(

@@ -77,6 +77,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         """What may be under way at ``time_s`` at most."""
         return self.constants.tcp.max_window_bytes
 
+    def under_way_bytes(self, time_s: float) -> float:
+        """What of an upload that is cancelled at ``time_s`` still crosses the link, at most."""
+        return self.constants.tcp.unacknowledged_bytes
+
     def cloud_correct(self, index: int) -> float:
         """P(cloud right | confidence of the local answer)."""
         accuracy = self.constants.accuracy

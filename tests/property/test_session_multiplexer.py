@@ -36,8 +36,22 @@ from edge_runtime.offload.multiplexer import Answered, Multiplexer, Ponged, Refu
 ASK = Request(id=1, model="m", media_type="image/png", size_bytes=1)
 
 
-def ask(machine: Multiplexer, size: int, now_s: float = 0.0, *, priority: int = 3) -> Sending:
-    request = Request(id=1, model="m", media_type="a", size_bytes=1, priority=priority)
+def ask(
+    machine: Multiplexer,
+    size: int,
+    now_s: float = 0.0,
+    *,
+    priority: int = 3,
+    deadline_ms: int = 1000,
+) -> Sending:
+    request = Request(
+        id=1,
+        model="m",
+        media_type="a",
+        size_bytes=1,
+        priority=priority,
+        deadline_ms=deadline_ms,
+    )
     return machine.request(request, bytes(size), now_s)
 
 
@@ -83,12 +97,17 @@ def test_a_request_that_was_cancelled_before_it_was_written_never_leaves() -> No
     assert machine.open == {}
 
 
-def test_uploads_of_one_priority_take_turns_and_urgent_ones_go_first() -> None:
+def test_the_earliest_deadline_goes_first_and_urgent_ones_before_it() -> None:
     machine = Multiplexer()
     for _ in range(2):
         ask(machine, 12_288)
     found = [frame.id for frame in frames(machine) if isinstance(frame, Data)]
-    assert found == [1, 2, 1, 2, 1, 2]
+    assert found == [1, 1, 1, 2, 2, 2]
+    machine = Multiplexer()
+    ask(machine, 8192, deadline_ms=900)
+    ask(machine, 8192, deadline_ms=400)
+    found = [frame.id for frame in frames(machine) if isinstance(frame, Data)]
+    assert found == [2, 2, 1, 1]
     machine = Multiplexer()
     ask(machine, 8192)
     ask(machine, 8192, priority=0)
