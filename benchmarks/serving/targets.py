@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -23,6 +24,7 @@ from benchmarks.serving import models
 from benchmarks.serving.device import DEVICE_VARIABLE
 from benchmarks.serving.load import Kind
 from benchmarks.serving.peers import environment_of
+from benchmarks.serving.processes import started_ticks, tree
 from benchmarks.serving.workload import Work
 from broker.accounts.keys import KeyFile
 
@@ -220,14 +222,20 @@ def _running(
     try:
         yield process
     finally:
+        started = {pid: started_ticks(pid) for pid in tree(process.pid)[1:]}
         process.terminate()
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        # Children of a peer that outlived it, in its group and out of it.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)  # children of a peer that outlived it
+            os.killpg(process.pid, signal.SIGKILL)
+        for pid, ticks in started.items():
+            if ticks is not None and started_ticks(pid) == ticks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         assert process.stdout is not None
         process.stdout.close()
 

@@ -67,8 +67,8 @@ class WorkerExecutor:
         self._turn = asyncio.Lock()
         self._in_line = 0
         """Who waits for the turn."""
-        self._smooth = False
-        """The batch whose turn it is has been sent, once, and nothing went wrong so far."""
+        self._smooth: Child | None = None
+        """Who runs the batch whose turn it is, while nothing went wrong with it."""
         self._batches = 0
         self._images = 0
         self._lost = 0
@@ -110,7 +110,7 @@ class WorkerExecutor:
         standing in line.
         """
         child = self._supervisor.child
-        if not self._smooth or self._in_line or child is None:
+        if child is None or child is not self._smooth or self._in_line:
             return None
         child.put(frames.RunBatch(model=model, items=tuple(items)))
         return child
@@ -129,7 +129,7 @@ class WorkerExecutor:
         try:
             yield
         finally:
-            self._smooth = False
+            self._smooth = None
             self._turn.release()
 
     async def _run(
@@ -148,7 +148,7 @@ class WorkerExecutor:
             # What was sent to another child than this one died with it, before its turn.
             return await self._attempt(child, model, items, limit_s, sent=sent_to is child)
         except _Lost as lost:
-            self._smooth = False
+            self._smooth = None
             self._lost += 1
             self._events("batch_lost", {"model": model.name, "images": len(items)})
             return await self._one_by_one(model, items, lost)
@@ -213,7 +213,7 @@ class WorkerExecutor:
             async with asyncio.timeout(limit_s) as watchdog:
                 if not sent:
                     child.put(frames.RunBatch(model=model, items=tuple(items)))
-                self._smooth = sent is not None
+                self._smooth = None if sent is None else child
                 await child.drain()
                 while isinstance(answer, frames.Progress):
                     answer = await child.receive()
