@@ -165,7 +165,7 @@ def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[
         environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{folder / 'plugin'}"
         environment[DEVICE_VARIABLE] = f"{work.fixed_ms},{work.image_ms}"
     else:
-        command += ["--threads", str(work.threads)]
+        command += ["--threads", str(work.threads), "--runtime", work.runtime]
     if work.max_batch != 8:
         command += ["--max-batch", str(work.max_batch)]
     with _running(command, environment, folder / "log") as process:

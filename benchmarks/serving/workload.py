@@ -32,6 +32,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     tensor: bool = False
     """Bodies are tensors, not images."""
     threads: int = 1
+    runtime: str = "auto"
+    """Of the broker: what it is told by ``--runtime``."""
 
     @property
     def capacity_per_s(self) -> float:
