@@ -23,6 +23,8 @@ def print_finding(finding: Finding) -> None:
     for line in table:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print("  " + "  ".join(cells).rstrip(), flush=True)
+    if finding.note:
+        print(f"  {finding.note}", flush=True)
     for demand, met in finding.passed.items():
         print(f"  {'met    ' if met else 'NOT MET'} {demand}", flush=True)
 

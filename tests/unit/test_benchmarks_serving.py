@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from benchmarks.serving.device import waited_share
 from benchmarks.serving.figures.base import Bench
 from benchmarks.serving.figures.capacity import predicted_per_s
 from benchmarks.serving.load import ERROR, GAVE_UP, Kind, Load, Phase, Plan, Record
@@ -141,6 +142,11 @@ def test_the_sleeping_device_takes_what_it_says():
     work = Work(kind="sleep", deadline_ms=200, fixed_ms=20, image_ms=5)
     assert work.capacity_per_s == pytest.approx(133.3, abs=0.1)
     assert runner(work)([b"ab", b"c"]) == [2, 1]
+
+
+def test_a_device_says_how_long_it_waited_between_batches():
+    assert waited_share("a\ndevice waited: 0.0123\nb") == 0.0123
+    assert waited_share("a log of somebody else") is None
 
 
 def test_the_capacity_of_a_device_is_that_of_batches_of_which_two_fit_into_the_deadline():
