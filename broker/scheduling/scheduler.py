@@ -41,7 +41,6 @@ from edge_runtime.contract.errors import (
 __all__ = ["Scheduler"]
 
 _LATE_UPLOAD_S = 0.001
-_LOADED = contextlib.nullcontext()
 
 
 class Scheduler:
@@ -347,7 +346,9 @@ class Scheduler:
 
     def _in_memory(self, model: ModelKey) -> contextlib.AbstractAsyncContextManager[None]:
         """The model loaded for the length of the block. Raises what loading raises."""
-        return _LOADED if self._residency is None else self._residency.holding(model)
+        if self._residency is None:
+            return contextlib.nullcontext()
+        return self._residency.holding(model)
 
     def _fail(self, model: ModelKey, error: NearfarError) -> None:
         waiting = self._lanes[model].waiting
