@@ -27,9 +27,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.live_check.compare import PolicyReport, describe, order_breaks, ranked, report
+from benchmarks.live_check.compare import describe, order_breaks, ranked, report
 from benchmarks.live_check.device import DeviceTask
-from benchmarks.live_check.live import Bed, broker
+from benchmarks.live_check.live import Bed, LiveRun, broker
 from benchmarks.live_check.material import (
     Link,
     Photos,
@@ -49,10 +49,6 @@ POLICIES = (
 _FLAT_MBPS, _FLAT_RTT_MS = 1000.0, 1.0
 _MEASURED_DEADLINE_MS = 10_000.0
 _MEASURED_GAP_S = 0.2
-_LOCAL_GAP_S = 0.1
-_LOCAL_PASSES = 3
-_BREAKER_SEEDS = 8
-"""Over a dead link all depends on when the breaker asks again, which is drawn."""
 
 
 def measure_pair(bed: Bed, bundle: Path, variant: str, photos: Photos, link: Link) -> Pair:
@@ -92,26 +88,6 @@ def measure_pair(bed: Bed, bundle: Path, variant: str, photos: Photos, link: Lin
     )
 
 
-def measure_local(bed: Bed, bundle: Path, variant: str, photos: Photos, link: Link) -> list[float]:
-    """Latency of each photo on the device: the median of three passes."""
-    count = len(photos.files)
-    task = DeviceTask(
-        bundle=str(bundle),
-        variant=variant,
-        broker="",
-        api_key="",
-        policy="LocalOnly",
-        link_type="wifi",
-        deadline_ms=_MEASURED_DEADLINE_MS,
-        photos=photos.files * _LOCAL_PASSES,
-        arrived_s=[0.5 + _LOCAL_GAP_S * number for number in range(count * _LOCAL_PASSES)],
-    )
-    records = bed.run(task, link, offset_s=0.0, name="measure-latency").records
-    latencies = np.array([record.latency_ms for record in records])
-    medians: list[float] = np.median(latencies.reshape(_LOCAL_PASSES, count), axis=0).tolist()
-    return medians
-
-
 def check_link(
     bed: Bed, bundle: Path, photos: Photos, pair: Pair, link: Link, arguments: argparse.Namespace
 ) -> dict[str, Any]:
@@ -125,11 +101,8 @@ def check_link(
     offset_s = arguments.offset_s
     if offset_s is None:
         offset_s = 0.2 * int(rng.uniform(0, period_s) / 0.2)
-    world = make_world(
-        link, pair, arrived_s, shown, deadline_ms=arguments.deadline_ms, offset_s=offset_s
-    )
 
-    def one(policy: str) -> PolicyReport:
+    def play(policy: str) -> LiveRun:
         task = DeviceTask(
             bundle=str(bundle),
             variant=arguments.variant,
@@ -141,24 +114,35 @@ def check_link(
             photos=[photos.files[number] for number in shown],
             arrived_s=arrived_s,
         )
-        name = f"{link.folder.name}-{policy.replace(':', '-')}"
-        live = bed.run(task, link, offset_s=offset_s, name=name)
-        runs = [simulate_policy(world, policy, seed) for seed in range(_BREAKER_SEEDS)]
+        return bed.run(task, link, offset_s=offset_s, name=_run_name(link, policy))
+
+    with ThreadPoolExecutor(arguments.together) as pool:
+        played = dict(zip(POLICIES, pool.map(play, POLICIES), strict=True))
+    world = make_world(
+        link,
+        pair,
+        arrived_s,
+        shown,
+        deadline_ms=arguments.deadline_ms,
+        offset_s=offset_s,
+        local_ms=[record.latency_ms for record in played["LocalOnly"].records],
+    )
+    truth = [photos.truth[number] for number in shown]
+    reports = []
+    for policy, live in played.items():
+        outcomes, events = simulate_policy(world, policy)
+        reports.append(report(policy, live, outcomes, world, truth))
         if arguments.details is not None:
             arguments.details.mkdir(parents=True, exist_ok=True)
             document = {
                 "live": live,
-                "events": runs[0][1],
+                "events": events,
                 "arrived_s": arrived_s,
                 "shown": shown,
                 "pair": pair,
             }
-            (arguments.details / f"{name}.json").write_bytes(msgspec.json.encode(document))
-        truth = [photos.truth[number] for number in shown]
-        return report(policy, live, [outcomes for outcomes, _ in runs], world, truth)
-
-    with ThreadPoolExecutor(arguments.together) as pool:
-        reports = list(pool.map(one, POLICIES))
+            path = arguments.details / f"{_run_name(link, policy)}.json"
+            path.write_bytes(msgspec.json.encode(document))
     broken = order_breaks(reports)
     rates = link.trace.uplink_mbps
     return {
@@ -173,6 +157,10 @@ def check_link(
         "order_breaks": broken,
         "passed": not broken and all(found.passed for found in reports),
     }
+
+
+def _run_name(link: Link, policy: str) -> str:
+    return f"{link.folder.name}-{policy.replace(':', '-')}"
 
 
 def show(link: dict[str, Any]) -> None:
@@ -250,9 +238,6 @@ def main() -> None:
             print(", ".join(f"{name} {value:g}" for name, value in measured.items()))
             checked = []
             for link in links:
-                # anew for each: what else the machine does changes meanwhile
-                local_ms = measure_local(bed, bundle, arguments.variant, photos, near)
-                pair = msgspec.structs.replace(pair, local_ms=local_ms)
                 checked.append(check_link(bed, bundle, photos, pair, link, arguments))
                 show(checked[-1])
     passed = all(link["passed"] for link in checked)

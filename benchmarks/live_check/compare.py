@@ -71,17 +71,17 @@ class PolicyReport(msgspec.Struct, frozen=True, kw_only=True):
     """99th percentile of how much later than planned a live request was made."""
     passed: bool
     requests: list[tuple[Answer, Answer]] = []
-    """Live and simulated (the first run), in order of arrival."""
+    """Live and simulated, in order of arrival."""
 
 
 def report(
     policy: str,
     live: LiveRun,
-    runs: Sequence[Sequence[Outcome]],
+    outcomes: Sequence[Outcome],
     world: MeasuredWorld,
     truth: Sequence[int],
 ) -> PolicyReport:
-    """Compare the live run with the mean of the simulated ones."""
+    """Compare the two."""
     deadline_ms = world.deadline_s * 1e3
     answers = [
         Answer(
@@ -92,12 +92,10 @@ def report(
         )
         for index, record in enumerate(live.records)
     ]
-    played = [[_replayed(world, i, outcome) for i, outcome in enumerate(run)] for run in runs]
-    replayed, count = played[0], len(answers)
-    uploaded = sum(outcome.uploaded_bytes for run in runs for outcome in run)
+    replayed = [_replayed(world, index, outcome) for index, outcome in enumerate(outcomes)]
+    count = len(answers)
     ours = _figures(answers, deadline_ms, live.uplink_bytes / count)
-    every = [answer for run in played for answer in run]
-    theirs = _figures(every, deadline_ms, uploaded / len(every))
+    theirs = _figures(replayed, deadline_ms, sum(o.uploaded_bytes for o in outcomes) / count)
     difference = ours.accuracy_in_deadline - theirs.accuracy_in_deadline
     ratio = _ratio(ours.mean_ms, theirs.mean_ms)
     return PolicyReport(

@@ -1,7 +1,8 @@
 """The device: ``python -m benchmarks.live_check.device``, one process per policy run.
 
-It reads one JSON line with what to do, loads the bundle, connects, says that it is ready, waits
-for the time of its start on ``CLOCK_MONOTONIC``, which all processes share, and then takes each
+It reads one JSON line with what to do, says that it has loaded everything, waits for a line,
+connects (a link that dies soon must not be dead by then), says that it is ready, waits for the
+time of its start on ``CLOCK_MONOTONIC``, which all processes share, and then takes each
 photo at its time, answered or not (open loop). It ends with one JSON line of records.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -16,9 +18,11 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.live_check.measured import BREAKER_SEED
 from edge_runtime import EdgeRuntime, SettableSignals
 from edge_runtime.contract.errors import NearfarError
 from edge_runtime.log.entries import LogEntry
+from edge_runtime.offload.uplink import Uplink
 from edge_runtime.policies.base import Policy
 from edge_runtime.simulation.lineup import make_policy
 
@@ -98,6 +102,10 @@ def _connected(task: DeviceTask, entries: list[LogEntry]) -> EdgeRuntime:
         runtime.close()
         raise SystemExit("the broker did not answer before the start")
     time.sleep(_SESSION_S)  # the session opens in the background
+    if isinstance(runtime._engine.uplink, Uplink):
+        # The simulated breaker draws the same back-offs: over a dead link all hangs on them.
+        breaker = runtime._engine.uplink._health.breaker
+        breaker._random = random.Random(BREAKER_SEED).random  # noqa: S311
     return runtime
 
 
@@ -106,6 +114,8 @@ def main() -> None:
     task = msgspec.json.decode(sys.stdin.readline(), type=DeviceTask)
     entries: list[LogEntry] = []
     images = {path: Path(path).read_bytes() for path in set(task.photos)}
+    print(json.dumps({"loaded": True}), flush=True)
+    sys.stdin.readline()
     with _connected(task, entries) as runtime:
         print(json.dumps({"ready": True}), flush=True)
         start: dict[str, Any] = json.loads(sys.stdin.readline())

@@ -59,6 +59,9 @@ class Bed(msgspec.Struct, frozen=True, kw_only=True):
                 task = msgspec.structs.replace(task, broker=ready["url"], api_key=self.api_key)
                 device.write(msgspec.to_builtins(task))
                 device.read(_READY_S)
+                control.ask("restart")
+                device.write({})
+                device.read(_READY_S)
                 before = control.ask("restart")
                 start_s = time.monotonic() - before["elapsed_s"]
                 device.write({"start_s": start_s})

@@ -10,7 +10,9 @@ What differs from the shipped constants, and why:
 * Radio: the relay promotes nothing. The device still believes what it believes of the link type.
 * Broker: service times as measured over a flat fast link, everything but the link included; no
   queue, no overload, no outage.
-* Device: latencies as measured, photo by photo; no heat.
+* Device: no heat, and the latencies of the live run of ``LocalOnly``, request by request: what
+  else the machine does changes from minute to minute, and the runs of one link share it.
+* Breaker: its back-offs are drawn from ``BREAKER_SEED`` on both sides.
 * A request that holds no local answer waits until its deadline, as the runtime does.
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -35,8 +38,17 @@ from edge_runtime.simulation.requests import Outcome
 from edge_runtime.simulation.transport import Path, fresh_path
 from edge_runtime.simulation.world import World
 
-__all__ = ["MeasuredWorld", "Pair", "make_world", "open_path", "service_ms", "simulate_policy"]
+__all__ = [
+    "BREAKER_SEED",
+    "MeasuredWorld",
+    "Pair",
+    "make_world",
+    "open_path",
+    "service_ms",
+    "simulate_policy",
+]
 
+BREAKER_SEED: Final = 0
 _ADMISSION_TRUSTED_S = 5.0
 _FORGET_S, _SHORTEST_S = 10.0, 0.005
 _SAMPLE_S = 0.1
@@ -134,11 +146,16 @@ def make_world(
     *,
     deadline_ms: float,
     offset_s: float,
+    local_ms: Sequence[float] | None = None,
 ) -> MeasuredWorld:
-    """Request ``i`` arrives at ``arrived_s[i]`` and shows photo ``shown[i]``."""
+    """Request ``i`` arrives at ``arrived_s[i]`` and shows photo ``shown[i]``.
+
+    ``local_ms``: of each request; None: of its photo, as the pair was measured.
+    """
     assert link.trace.rtt_ms is not None
     deadline_s = deadline_ms / 1e3
-    median_ms = pair.local_median_ms
+    taken_ms = [pair.local_ms[i] for i in shown] if local_ms is None else local_ms
+    median_ms = float(np.median(taken_ms))
     zeros = [0.0] * len(arrived_s)
     return MeasuredWorld(
         constants=_constants(pair, deadline_s),
@@ -153,7 +170,7 @@ def make_world(
         arrived_s=list(arrived_s),
         body_bytes=[pair.body_bytes[i] for i in shown],
         confidence=[pair.confidence[i] for i in shown],
-        local_factor=[pair.local_ms[i] / median_ms for i in shown],
+        local_factor=[value / median_ms for value in taken_ms],
         local_right=[pair.local_right[i] for i in shown],
         cloud_right=[pair.cloud_right[i] for i in shown],
         service_s=[pair.service_ms[i] / 1e3 for i in shown],
@@ -161,7 +178,7 @@ def make_world(
         overload_s=zeros,
         overloads=[],
         outages=[],
-        seed=0,
+        seed=BREAKER_SEED,
     )
 
 
@@ -170,14 +187,8 @@ def open_path() -> Path:
     return fresh_path()._replace(connection_used_s=0.0, radio_until_s=0.0)
 
 
-def simulate_policy(
-    world: MeasuredWorld, policy: str, seed: int = 0
-) -> tuple[list[Outcome], list[Event]]:
-    """What becomes of each request, and everything that happened.
-
-    ``seed``: of the jitter of a breaker's back-off, all that is drawn here.
-    """
-    world = msgspec.structs.replace(world, seed=seed)
+def simulate_policy(world: MeasuredWorld, policy: str) -> tuple[list[Outcome], list[Event]]:
+    """What becomes of each request, and everything that happened."""
     run = DeviceRun(world, make_policy(policy), timeline=True, path=open_path())
     return run.run(), run.events
 

@@ -8,6 +8,8 @@ rate describes them; octaves describe both.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from functools import lru_cache
 
 import msgspec
 
@@ -19,6 +21,7 @@ _ENDS_S = tuple(
     _SHORTEST_S * 2.0**octave * (8.0 if octave == _OCTAVES - 1 else 1.0)
     for octave in range(_OCTAVES)
 )
+_STARTS_S = (0.0, *_ENDS_S[:-1])
 _FORGET = 0.97
 _PRIOR_WEIGHT = 2.0
 _PRIOR_MEAN_S = 10.0
@@ -53,26 +56,42 @@ class ArrivalEstimator(msgspec.Struct, frozen=True, kw_only=True):
         """P(the next gap is at most ``seconds``), linear within an octave."""
         if seconds <= 0:
             return 0.0
-        below, start_s = 0.0, 0.0
-        for weight, end_s in zip(self.weights, _ENDS_S, strict=True):
-            if seconds < end_s:
-                below += weight * (seconds - start_s) / (end_s - start_s)
-                break
-            below += weight
-            start_s = end_s
-        return below / sum(self.weights)
+        total, below, _, _ = _sums(self.weights)
+        octave = bisect_right(_ENDS_S, seconds)
+        if octave == _OCTAVES:
+            return below[octave] / total
+        start_s = _STARTS_S[octave]
+        within = self.weights[octave] * (seconds - start_s) / (_ENDS_S[octave] - start_s)
+        return (below[octave] + within) / total
 
     def expected_within(self, seconds: float) -> float:
         """E[min(gap, seconds)]: the integral of the survival function, by octaves."""
         if seconds <= 0.0:
             return 0.0
-        total, survival, passed_s, start_s = sum(self.weights), 1.0, 0.0, 0.0
-        for weight, end_s in zip(self.weights, _ENDS_S, strict=True):
-            share = weight / total
-            if seconds < end_s:
-                span_s = seconds - start_s
-                return passed_s + span_s * (survival - share * span_s / (end_s - start_s) / 2)
-            passed_s += (end_s - start_s) * (survival - share / 2)
-            survival -= share
-            start_s = end_s
-        return passed_s
+        total, _, survival, passed_s = _sums(self.weights)
+        octave = bisect_right(_ENDS_S, seconds)
+        if octave == _OCTAVES:
+            return passed_s[octave]
+        share, start_s = self.weights[octave] / total, _STARTS_S[octave]
+        span_s = seconds - start_s
+        inside = survival[octave] - share * span_s / (_ENDS_S[octave] - start_s) / 2
+        return passed_s[octave] + span_s * inside
+
+
+@lru_cache(maxsize=64)
+def _sums(
+    weights: tuple[float, ...],
+) -> tuple[float, tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    """The sum of all; then, before each octave and after the last one, three running ones.
+
+    Those are of the weights, the survival function, and its integral. One decision asks for
+    them a dozen times.
+    """
+    total = sum(weights)
+    below, survival, passed_s = [0.0], [1.0], [0.0]
+    for weight, start_s, end_s in zip(weights, _STARTS_S, _ENDS_S, strict=True):
+        share = weight / total
+        below.append(below[-1] + weight)
+        passed_s.append(passed_s[-1] + (end_s - start_s) * (survival[-1] - share / 2))
+        survival.append(survival[-1] - share)
+    return total, tuple(below), tuple(survival), tuple(passed_s)

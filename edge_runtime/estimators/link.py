@@ -31,6 +31,7 @@ import msgspec
 from edge_runtime.estimators.transfer import (
     INITIAL_WINDOW_BYTES,
     required_rate,
+    slow_start_rounds,
     wire_bytes,
 )
 
@@ -60,6 +61,9 @@ _KNOWN_SAMPLES = 3
 _OUTAGE_STEP = 0.1
 _OUTAGE_SURE = 0.98
 _MIN_OUTAGE = 0.005
+_ROUND_TRIP_JITTER = 0.2
+"""Standard deviation of the sum of a few round trips, in shares of it."""
+_NO_LIKELIHOOD = 1e-12
 _MIN_Z = -8.0  # beyond, the truncated tail is numerically empty
 
 
@@ -137,7 +141,12 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
 
     def _mean_step(self) -> float:
         """A mean of the first samples, a forgetting one later."""
-        return max(_MEAN_STEP, 1.0 / (self.samples + self.bounds + 3))
+        return max(_MEAN_STEP, 1.0 / (self.samples + self.bounds + 2))
+
+    def _moderate(self, away: float) -> float:
+        """Huber's psi: fades are deep and rare, and the long run is what is usual."""
+        most = math.sqrt(self.long_run_variance)
+        return min(max(away, -most), most)
 
     def _far_below(self, log_rate: float) -> bool:
         if self.samples + self.bounds < _KNOWN_SAMPLES:
@@ -196,7 +205,7 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
             self,
             mean=mean + gain * (sample - mean),
             variance=(1.0 - gain) * variance,
-            long_run_mean=self.long_run_mean + self._mean_step() * away,
+            long_run_mean=self.long_run_mean + self._mean_step() * self._moderate(away),
             long_run_variance=max(long_run_variance, _MIN_LONG_RUN_VARIANCE),
             outage=0.0,
             outage_share=(1.0 - _OUTAGE_STEP) * self.outage_share,
@@ -252,10 +261,13 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         bound = min(math.log(rate), _MAX_LOG_RATE)
         a = min((bound - mean) / max(deviation, 1e-9), -_MIN_Z)
         hazard = math.exp(-a * a / 2) / (math.sqrt(2 * math.pi) * 0.5 * math.erfc(a / math.sqrt(2)))
+        most = _FAR * math.sqrt(self.long_run_variance)
+        away = max(0.0, min(bound - self.long_run_mean, most))
         return msgspec.structs.replace(
             self,
             mean=min(mean + deviation * hazard, _MAX_LOG_RATE),
             variance=variance * min(max(1.0 + a * hazard - hazard * hazard, 0.0), 1.0),
+            long_run_mean=self.long_run_mean + self._mean_step() * away,
             updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
         )
 
@@ -267,17 +279,100 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         now_s: float,
         *,
         window_bytes: float = INITIAL_WINDOW_BYTES,
+        rtt_nodes_ms: tuple[float, ...] = (),
     ) -> LinkEstimator:
-        """The receiver took ``recv_ms`` to read a body: invert slow start, then ``observe``.
-
-        When slow start alone explains the time (the window was larger than assumed), the
-        plain quotient of bytes and time is used: a lower bound on the rate.
-        """
+        """The receiver took ``recv_ms`` to read a body: ``observe_time`` of it."""
         if body_bytes < _MIN_BODY_BYTES or not math.isfinite(recv_ms):
             return self
-        budget_ms = max(recv_ms, _MIN_RECV_MS)
-        size_bytes = wire_bytes(body_bytes)
-        rate = required_rate(size_bytes, budget_ms, rtt_ms, window_bytes)
+        return self.observe_time(
+            wire_bytes(body_bytes),
+            recv_ms,
+            rtt_nodes_ms or (rtt_ms,),
+            now_s,
+            window_bytes=window_bytes,
+        )
+
+    def observe_time(
+        self,
+        size_bytes: float,
+        elapsed_ms: float,
+        rtt_nodes_ms: tuple[float, ...],
+        now_s: float,
+        *,
+        window_bytes: float = INITIAL_WINDOW_BYTES,
+    ) -> LinkEstimator:
+        """``size_bytes`` took ``elapsed_ms``, slow start included: which rates explain that?
+
+        Each of the equally likely round trips asks for another rate (``required_rate``), and
+        the closer slow start alone comes to the time, the less the rest says:
+
+            ln r* = ln required_rate,   R* = R + (c T / (T - j RTT) - c)^2
+
+        with ``c`` the jitter of a sum of round trips. The belief becomes the normal that has
+        the moments of the mixture of their Kalman updates, weighted by how well each was
+        predicted (assumed density filtering). Where no round trip leaves time for the bytes
+        themselves, the quotient of bytes and time bounds the rate from below.
+        """
+        budget_ms = max(elapsed_ms, _MIN_RECV_MS)
         plain = 1000.0 * size_bytes / budget_ms
-        # A budget just above j RTT makes the quotient explode: that is noise, not a rate.
-        return self.observe(plain if rate > 4.0 * plain else rate, now_s)
+        usual_ms = rtt_nodes_ms[len(rtt_nodes_ms) // 2]
+        usual = required_rate(size_bytes, budget_ms, usual_ms, window_bytes)
+        if usual < math.inf and self._far_below(math.log(max(usual, 1.0))):
+            return self._gone(now_s)
+        mean, variance = self._aged(now_s)
+        found: list[tuple[float, float, float]] = []
+        rounds = tuple(slow_start_rounds(size_bytes, window_bytes))
+        for rtt_ms in rtt_nodes_ms:
+            needed, waited_ms = 0.0, 0.0
+            for j, left in rounds:
+                time_ms = budget_ms - j * rtt_ms
+                if time_ms <= 0.0:
+                    needed = math.inf
+                    break
+                if 1000.0 * left / time_ms > needed:
+                    needed, waited_ms = 1000.0 * left / time_ms, j * rtt_ms
+            if needed == math.inf:
+                continue
+            slope = budget_ms / (budget_ms - waited_ms)
+            noise = self.noise_variance + (_ROUND_TRIP_JITTER * (slope - 1.0)) ** 2
+            sample = min(max(math.log(max(needed, 1.0)), _MIN_LOG_RATE), _MAX_LOG_RATE)
+            spread = variance + noise
+            likely = slope * math.exp(-0.5 * (sample - mean) ** 2 / spread) / math.sqrt(spread)
+            gain = variance / spread
+            found.append((likely, mean + gain * (sample - mean), (1.0 - gain) * variance))
+        total = sum(likely for likely, _, _ in found)
+        if total <= _NO_LIKELIHOOD:
+            if found:
+                return self.observe(usual if usual <= 4.0 * plain else plain, now_s)
+            return self.observe_at_least(plain, now_s)
+        new_mean = sum(likely * m for likely, m, _ in found) / total
+        new_variance = sum(likely * (v + (m - new_mean) ** 2) for likely, m, v in found) / total
+        return self._learned(new_mean, min(new_variance, variance), mean, variance, now_s)
+
+    def _learned(
+        self, mean: float, variance: float, before: float, before_variance: float, now_s: float
+    ) -> LinkEstimator:
+        """The state after a sample that took the belief from ``before`` to ``mean``.
+
+        The sample that would have done so is ``before + (mean - before) / gain``; what says
+        less than a plain one moves the long run less.
+        """
+        gain = max(1.0 - variance / max(before_variance, 1e-9), 1e-6)
+        noise = before_variance * (1.0 - gain) / gain
+        says = min(1.0, self.noise_variance / max(noise, 1e-9))
+        most = _FAR * math.sqrt(self.long_run_variance)
+        away = min(max(before + (mean - before) / gain - self.long_run_mean, -most), most)
+        long_run_variance = self.long_run_variance + says * _VARIANCE_STEP * (
+            away * away - self.long_run_variance
+        )
+        return msgspec.structs.replace(
+            self,
+            mean=min(max(mean, _MIN_LOG_RATE), _MAX_LOG_RATE),
+            variance=variance,
+            long_run_mean=self.long_run_mean + says * self._mean_step() * self._moderate(away),
+            long_run_variance=max(long_run_variance, _MIN_LONG_RUN_VARIANCE),
+            outage=0.0,
+            outage_share=(1.0 - _OUTAGE_STEP) * self.outage_share,
+            updated_s=now_s if self.updated_s is None else max(now_s, self.updated_s),
+            samples=self.samples + 1,
+        )

@@ -28,6 +28,7 @@ _MAX_WINDOW_BYTES = 1 << 20
 _MIN_RECENT_MS = 30.0
 _STALL_BYTES = 100.0
 _WAITED = 5.0
+_LONG = 3.0
 _MIN_DRAINED_BYTES = 8192
 
 
@@ -101,7 +102,12 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
         link = state.link
         if timing.recv_ms is not None and not rated:
             link = link.observe_upload(
-                body_bytes, timing.recv_ms, state.rtt.srtt_ms, now_s, window_bytes=window_bytes
+                body_bytes,
+                timing.recv_ms,
+                state.rtt.srtt_ms,
+                now_s,
+                window_bytes=window_bytes,
+                rtt_nodes_ms=state.rtt.nodes_ms,
             )
         return msgspec.structs.replace(
             state,
@@ -114,14 +120,15 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def pinged(self, rtt_ms: float, now_s: float) -> PathEstimator:
         """A round trip was measured; NaN and negative values teach nothing.
 
-        One that is many times longer than usual, or than the link's prior, waited for the
-        link, not for the way: it counts as a long one, and the link is back.
+        One that is several times longer than usual, or than the link's prior, waited for the
+        link, not for the way: it counts as a long one, and the link is back. What is usual is
+        the median: a mean would rise with every one of them, and let the next ones pass.
         """
         rtt = self.round_trip(now_s)
         measured = rtt_ms >= 0
         return msgspec.structs.replace(
             self,
-            rtt=rtt.observe(min(rtt_ms, _WAITED * rtt.srtt_ms)) if measured else self.rtt,
+            rtt=rtt.observe(min(rtt_ms, _LONG * rtt.median_ms)) if measured else self.rtt,
             rtt_s=now_s if measured else self.rtt_s,
             link=self.link.observe_alive(now_s),
             used_s=now_s,
@@ -130,40 +137,56 @@ class PathEstimator(msgspec.Struct, frozen=True, kw_only=True):
     def progressed(
         self,
         acknowledged_bytes: float,
-        sending_ms: float,
+        received_ms: float,
         *,
         body_bytes: float,
         window_bytes: float,
         now_s: float,
         recent: tuple[float, float] | None = None,
     ) -> PathEstimator:
-        """What an upload under way, or cut off, shows after ``sending_ms``.
+        """What an upload under way, or cut off, shows.
 
-        The acknowledged part is a sample, and ``recent`` (bytes acknowledged within the last
-        milliseconds) a fresher one; nothing acknowledged although it should have been is a
-        bound, and so is what a full window allows.
+        ``received_ms``: on the receiver's clock, from its first byte until what was last heard
+        of it. The acknowledged part is a sample, and ``recent`` (bytes acknowledged within the
+        last milliseconds) a fresher one; nothing acknowledged although it should have been is
+        a bound, and so is what a full window allows.
         """
-        rtt_ms = self.rtt.srtt_ms
-        passed_ms = sending_ms - rtt_ms
-        if passed_ms <= 1.0:
+        if received_ms <= 1.0:
             return self
         link = self.link
         if acknowledged_bytes < 1.0:
             first = min(wire_bytes(body_bytes), window_bytes)
-            overdue_ms = passed_ms - 2.0 * self.rtt.deviation_ms
+            overdue_ms = received_ms - 2.0 * self.rtt.deviation_ms
             if overdue_ms > 1.0:
                 link = link.observe_at_most(1e3 * first / overdue_ms, now_s)
+        elif window_limited(acknowledged_bytes, window_bytes):
+            rate = required_rate(acknowledged_bytes, received_ms, self.rtt.srtt_ms, window_bytes)
+            plain = 1e3 * acknowledged_bytes / received_ms
+            link = link.observe_at_least(plain if rate > 4.0 * plain else rate, now_s)
         else:
-            rate = required_rate(acknowledged_bytes, passed_ms, rtt_ms, window_bytes)
-            plain = 1e3 * acknowledged_bytes / passed_ms
-            rate = plain if rate > 4.0 * plain else rate
-            if window_limited(acknowledged_bytes, window_bytes):
-                link = link.observe_at_least(rate, now_s)
-            else:
-                link = link.observe(rate, now_s)
-                if recent is not None and recent[1] >= _MIN_RECENT_MS:
-                    link = link.observe(1e3 * max(recent[0], _STALL_BYTES) / recent[1], now_s)
+            link = link.observe_time(
+                acknowledged_bytes,
+                received_ms,
+                self.rtt.nodes_ms,
+                now_s,
+                window_bytes=window_bytes,
+            )
+            if recent is not None and recent[1] >= _MIN_RECENT_MS:
+                link = link.observe(1e3 * max(recent[0], _STALL_BYTES) / recent[1], now_s)
         return msgspec.structs.replace(self, link=link)
+
+    def cut(self, acknowledged_bytes: float, *, window_bytes: float, now_s: float) -> PathEstimator:
+        """An upload that began with a window of ``window_bytes`` was cut off.
+
+        What was acknowledged of it has opened the window.
+        """
+        if acknowledged_bytes < 1.0:
+            return self
+        return msgspec.structs.replace(
+            self,
+            window_bytes=min(window_bytes + acknowledged_bytes, _MAX_WINDOW_BYTES),
+            window_s=now_s,
+        )
 
     def drained(self, size_bytes: float, elapsed_ms: float, now_s: float) -> PathEstimator:
         """The rest of a cut upload was acknowledged ``elapsed_ms`` after the cut."""

@@ -67,7 +67,7 @@ class Action(StrEnum):
     """In the cloud; there is no local answer."""
 
 
-class LocalOutlook(msgspec.Struct, frozen=True, kw_only=True):
+class LocalOutlook(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The local model: measured quantiles of decode to answer, and the line before it."""
 
     p50_ms: float
@@ -81,7 +81,7 @@ class LocalOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """Of the device while the local model runs."""
 
 
-class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
+class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The way to the broker."""
 
     log_rate_mean: float
@@ -113,7 +113,7 @@ class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """What the belief began with: a code of ``reasons.py``; None: the link type's prior."""
 
 
-class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):
+class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The broker."""
 
     queue_ms: float
@@ -127,7 +127,7 @@ class CloudOutlook(msgspec.Struct, frozen=True, kw_only=True):
     """Mean of an exponential part of queue and model on top of the two above."""
 
 
-class UploadProgress(msgspec.Struct, frozen=True, kw_only=True):
+class UploadProgress(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """This request's own upload, under way or answered."""
 
     elapsed_ms: float
@@ -226,7 +226,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """What the policies of the literature have learned."""
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where one request runs, why, and the numbers that led there."""
 
     action: Action

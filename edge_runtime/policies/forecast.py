@@ -13,10 +13,10 @@ import math
 
 import msgspec
 
-from edge_runtime.estimators.transfer import slow_start_rounds, upload_ms, wire_bytes
+from edge_runtime.estimators.transfer import upload_ms, wire_bytes
 from edge_runtime.policies.base import CloudOutlook, LinkOutlook, UploadProgress
 
-__all__ = ["Forecast", "chance", "forecast", "setup_ms"]
+__all__ = ["Forecast", "Way", "chance", "forecast", "setup_ms"]
 
 _RTT_NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 """Gauss-Hermite quadrature of a normal with three nodes: (deviations, weight)."""
@@ -28,7 +28,7 @@ _SQRT_2 = math.sqrt(2.0)
 _LOG_1E3 = math.log(1e3)
 
 
-class Forecast(msgspec.Struct, frozen=True, kw_only=True):
+class Forecast(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Probability of an answer in time, and what to expect at the median rate."""
 
     p_in_time: float
@@ -59,29 +59,20 @@ def forecast(
     ``warm``: as if radio and connection were ready. ``progress``: of an upload that is under
     way; what is acknowledged left a round trip ago, so no further one is added.
     """
-    path = _Path(link, cloud, upload_bytes, warm, progress)
-    median_ms = upload_ms(
-        path.size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, path.window_bytes
-    )
-    wait_ms = path.wait_ms + path.round_trips * link.rtt_ms
-    return Forecast(
-        p_in_time=path.chance(time_left_ms, tails),
-        upload_ms=median_ms,
-        cloud_ms=wait_ms + median_ms + path.server_ms + cloud.tail_ms,
-    )
+    return Way(link, cloud, upload_bytes, warm, progress).forecast(time_left_ms, tails)
 
 
 def chance(link: LinkOutlook, cloud: CloudOutlook, upload_bytes: int, time_left_ms: float) -> float:
     """``forecast(...).p_in_time`` alone, for an upload that starts now."""
-    return _Path(link, cloud, upload_bytes, False, None).chance(time_left_ms, None)
+    return Way(link, cloud, upload_bytes).chance(time_left_ms)
 
 
-class _Path:
+class Way:
     """What an upload has before it. Asked several times a decision: plain loops throughout."""
 
     __slots__ = (
-        "cloud", "fresh", "link", "round_trips", "server_ms", "size_bytes", "wait_ms",
-        "window_bytes",
+        "cloud", "fresh", "later", "link", "median_ms", "nodes", "round_trips", "server_ms",
+        "size_bytes", "wait_ms", "window_bytes",
     )  # fmt: skip
 
     def __init__(
@@ -89,8 +80,8 @@ class _Path:
         link: LinkOutlook,
         cloud: CloudOutlook,
         upload_bytes: int,
-        warm: bool,
-        progress: UploadProgress | None,
+        warm: bool = False,
+        progress: UploadProgress | None = None,
     ) -> None:
         self.link = link
         self.cloud = cloud
@@ -104,8 +95,35 @@ class _Path:
             self.window_bytes += progress.acknowledged_bytes
             self.round_trips, self.wait_ms = 0, 0.0
         self.server_ms = cloud.queue_ms + cloud.inference_ms + cloud.answer_ms
+        self.nodes = _rtt_nodes(link)
+        self.later: list[tuple[int, float]] = []
+        """``slow_start_rounds``, the first one left out."""
+        left, window = self.size_bytes, self.window_bytes
+        while left > window:
+            left -= window
+            window *= 2
+            self.later.append((len(self.later) + 1, left))
+        self.median_ms: float | None = None
 
-    def chance(self, time_left_ms: float, tails: tuple[tuple[float, float], ...] | None) -> float:
+    def forecast(
+        self, time_left_ms: float, tails: tuple[tuple[float, float], ...] | None = None
+    ) -> Forecast:
+        """The chance within ``time_left_ms``, and what to expect at the median rate."""
+        link = self.link
+        if self.median_ms is None:
+            self.median_ms = upload_ms(
+                self.size_bytes, math.exp(link.log_rate_mean), link.rtt_ms, self.window_bytes
+            )
+        wait_ms = self.wait_ms + self.round_trips * link.rtt_ms
+        return Forecast(
+            p_in_time=self.chance(time_left_ms, tails),
+            upload_ms=self.median_ms,
+            cloud_ms=wait_ms + self.median_ms + self.server_ms + self.cloud.tail_ms,
+        )
+
+    def chance(
+        self, time_left_ms: float, tails: tuple[tuple[float, float], ...] | None = None
+    ) -> float:
         """P(the answer comes within ``time_left_ms``)."""
         link, fresh, tail_ms = self.link, self.fresh, self.cloud.tail_ms
         budget_ms = time_left_ms - self.server_ms - self.wait_ms
@@ -117,18 +135,20 @@ class _Path:
         fresh_scale = -1.0 / (_SQRT_2 * max(link.long_run_deviation, _MIN_DEVIATION))
         # rates below are bytes per millisecond
         mean, long_run_mean = link.log_rate_mean - _LOG_1E3, link.long_run_mean - _LOG_1E3
-        rounds = tuple(slow_start_rounds(self.size_bytes, self.window_bytes))
-        last, log, erfc = rounds[-1][0], math.log, math.erfc
+        size_bytes, round_trips = self.size_bytes, self.round_trips
+        later, log, erfc = self.later, math.log, math.erfc
+        last = len(later)
+        queues = [(means * tail_ms, weight) for means, weight in tails]
         found = 0.0
-        for rtt_ms, rtt_weight in _rtt_nodes(link):
-            left_ms = budget_ms - self.round_trips * rtt_ms
-            for means, weight in tails:
-                time_ms = left_ms - means * tail_ms
+        for rtt_ms, rtt_weight in self.nodes:
+            left_ms = budget_ms - round_trips * rtt_ms
+            for queue_ms, weight in queues:
+                time_ms = left_ms - queue_ms
                 if time_ms - last * rtt_ms <= 0.0:
                     continue
-                needed = 0.0  # by the slowest round
-                for j, left in rounds:
-                    rate = left / (time_ms - j * rtt_ms)
+                needed = size_bytes / time_ms  # by the slowest round
+                for j, rest in later:
+                    rate = rest / (time_ms - j * rtt_ms)
                     if rate > needed:
                         needed = rate
                 log_needed = log(needed)

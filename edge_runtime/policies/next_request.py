@@ -86,13 +86,6 @@ class NextRequest:
         by_connection = arrivals.within(CONNECTION_KEPT_S) - arrivals.within(open_s)
         if by_radio + by_connection <= 0.0:
             return decision
-        ready = msgspec.structs.replace(link, promotion_ms=0.0, setup_round_trips=0)
-        asleep = ready
-        if radio is not None:
-            asleep = msgspec.structs.replace(ready, promotion_ms=1e3 * radio.promotion_s)
-        closed = msgspec.structs.replace(asleep, setup_round_trips=2)
-        warm, cool, cold = (self._worth(path, left_ms) for path in (ready, asleep, closed))
-        gain = by_radio * (warm - cool) + by_connection * (cool - cold)
         size_bytes = _PING_BYTES + (_HANDSHAKE_BYTES if link.setup_round_trips else 0.0)
         joules = UNKNOWN_RADIO_JOULES
         if radio is not None:
@@ -100,7 +93,18 @@ class NextRequest:
             joules = radio.tail_joules(burning_s)
             if awake_s <= 0.0:
                 joules += radio.promotion_joules()
-        if gain <= prices.per_megabyte * size_bytes / 1e6 + prices.per_joule * joules:
+        price = prices.per_megabyte * size_bytes / 1e6 + prices.per_joule * joules
+        ready = msgspec.structs.replace(link, promotion_ms=0.0, setup_round_trips=0)
+        warm = self._worth(ready, left_ms)
+        if (by_radio + by_connection) * warm <= price:
+            return decision  # whatever a cold path is worth
+        asleep = ready
+        if radio is not None:
+            asleep = msgspec.structs.replace(ready, promotion_ms=1e3 * radio.promotion_s)
+        closed = msgspec.structs.replace(asleep, setup_round_trips=2)
+        cool, cold = self._worth(asleep, left_ms), self._worth(closed, left_ms)
+        gain = by_radio * (warm - cool) + by_connection * (cool - cold)
+        if gain <= price:
             return decision
         reason = decision.reason
         if decision.action is Action.LOCAL and reason == "cloud_too_late" and self.is_cold():

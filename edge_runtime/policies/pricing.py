@@ -14,7 +14,7 @@ UNKNOWN_RADIO_JOULES = 2.0
 """What an upload costs where nothing is known of the radio."""
 
 
-class Cost(msgspec.Struct, frozen=True):
+class Cost(msgspec.Struct, frozen=True, gc=False):
     """Parts of a price, in right answers."""
 
     bytes_: float

@@ -30,7 +30,7 @@ from edge_runtime.policies.base import (
     Situation,
 )
 from edge_runtime.policies.constraints import cloud_obstacle, must_ask
-from edge_runtime.policies.forecast import Forecast, forecast, setup_ms
+from edge_runtime.policies.forecast import Forecast, Way, forecast, setup_ms
 from edge_runtime.policies.gain import CONFIDENCE_NODES, Gain, GainPrior
 from edge_runtime.policies.next_request import NextRequest, above
 from edge_runtime.policies.pricing import Cost, Pricing
@@ -137,11 +137,14 @@ class _Turn:
         self.prices = policy.prices or situation.prices
         self.pricing = Pricing(situation, link, self.prices)
         self.next = NextRequest(self.pricing, cloud, policy._signed)
+        self._way: Way | None = None
         self.left_ms = situation.time_left_ms
         self.size = wire_bytes(situation.upload_bytes)
 
-    def _forecast(self, left_ms: float, *, warm: bool = False) -> Forecast:
-        return forecast(self.link, self.cloud, self.situation.upload_bytes, left_ms, warm=warm)
+    def _forecast(self, left_ms: float) -> Forecast:
+        if self._way is None:
+            self._way = Way(self.link, self.cloud, self.situation.upload_bytes)
+        return self._way.forecast(left_ms)
 
     # Turns --------------------------------------------------------------------------
 
@@ -239,7 +242,8 @@ class _Turn:
         start_ms = self._latest_start_ms()
         if start_ms <= 0.0 or self.local.p50_ms < _LONG_RUN * self.situation.deadline_ms:
             return 0.0, 0.0
-        early = self._forecast(start_ms).p_in_time
+        assert self._way is not None  # noqa: S101  # ``begin`` has asked it
+        early = self._way.chance(start_ms)
         p, share = now.p_in_time, 1.0 / len(self.policy._signed)
         late = self._p_local(self.left_ms - start_ms, self.local.queue_wait_ms)
         value = share * sum(

@@ -370,16 +370,15 @@ class DeviceRun(BrokerWatch):
         request.outcome.wasted_bytes += used
         self._was_cut(request)
         if self._now > plan.ready_s:
-            sending_ms = (self._now - plan.ready_s) * 1e3
             rtt_s = self._world.round_trips.at(self._now)
             acknowledged = crossed_bytes(self._world, plan, self._now - rtt_s)
             self._estimates = self._estimates.progressed(
                 acknowledged,
-                sending_ms,
+                (self._now - rtt_s - plan.ready_s) * 1e3,
                 body_bytes=self._world.body_bytes[request.index],
                 window_bytes=plan.window_bytes,
                 now_s=self._now,
-            )
+            ).cut(acknowledged, window_bytes=plan.window_bytes, now_s=self._now)
             free_s = self._path.link_free_s
             rest = used - plan.setup_bytes - crossed_bytes(self._world, plan, self._now)
             if rest > 0 and self._path.connection_used_s > self._now:

@@ -59,7 +59,7 @@ class DeviceKnowledge:
                 seen_s, seen = request.seen
                 estimates = estimates.progressed(
                     acknowledged,
-                    (now - request.plan.ready_s) * 1e3,
+                    (now - self._world.round_trips.at(now) - request.plan.ready_s) * 1e3,
                     body_bytes=self._world.body_bytes[request.index],
                     window_bytes=request.plan.window_bytes,
                     now_s=now,

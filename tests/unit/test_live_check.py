@@ -133,15 +133,15 @@ def test_equal_sides_pass_and_each_difference_fails() -> None:
     world = _world()
     outcomes, _ = simulate_policy(world, "LocalOnly")
     truth = [5, 6, 7]
-    same = report("LocalOnly", _live([20.0, 30.0, 25.0], [0, 6, 7]), [outcomes], world, truth)
+    same = report("LocalOnly", _live([20.0, 30.0, 25.0], [0, 6, 7]), outcomes, world, truth)
     assert same.passed
     assert same.live.accuracy_in_deadline == same.simulated.accuracy_in_deadline == 0.6667
-    slower = report("LocalOnly", _live([30.0, 30.0, 30.0], [0, 6, 7]), [outcomes], world, truth)
+    slower = report("LocalOnly", _live([30.0, 30.0, 30.0], [0, 6, 7]), outcomes, world, truth)
     assert (slower.passed, slower.latency_ratio) == (False, 1.2)
-    wrong = report("LocalOnly", _live([20.0, 30.0, 25.0], [0, 6, 0]), [outcomes], world, truth)
+    wrong = report("LocalOnly", _live([20.0, 30.0, 25.0], [0, 6, 0]), outcomes, world, truth)
     assert not wrong.passed
     assert wrong.accuracy_difference == pytest.approx(-1 / 3, abs=1e-3)
-    late = report("LocalOnly", _live([20.0, 30.0, 401.0], [0, 6, 7]), [outcomes], world, truth)
+    late = report("LocalOnly", _live([20.0, 30.0, 401.0], [0, 6, 7]), outcomes, world, truth)
     assert late.live.accuracy_in_deadline == 0.3333
     assert late.live.late_or_none == 0.3333
 

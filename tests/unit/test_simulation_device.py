@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.offload import contact, session
+from edge_runtime.simulation import watch
+from edge_runtime.simulation.capacity import Capacity
 from edge_runtime.simulation.device import DeviceRun
 from edge_runtime.simulation.lineup import LINEUP, expand_policies, make_policy
 from edge_runtime.simulation.oracle import run_oracle
@@ -125,6 +128,56 @@ def test_a_dead_link_is_left_alone() -> None:
     outcomes = _run(one, "ExpectedUtility:balanced")
     assert np.mean([outcome.offloaded for outcome in outcomes]) <= 0.05
     assert np.mean([outcome.uploaded_bytes for outcome in outcomes]) <= 1500
+
+
+def _stretches(*stretches: tuple[float, float]) -> Trace:
+    """``(seconds, Mbit/s)`` one after the other."""
+    rates = np.concatenate([np.full(round(10 * s), mbps) for s, mbps in stretches])
+    return Trace(
+        name="stretches", group="LTE", radio="lte", uplink_mbps=rates, rtt_ms=np.full(30, 50.0)
+    )
+
+
+@pytest.mark.parametrize("gone", ["link", "broker"])
+def test_a_dead_path_opens_the_breaker_and_it_closes_when_the_path_is_back(gone: str) -> None:
+    """Nothing waits any more after a dozen seconds, and all is as before within 35 s."""
+    dead_s, back_s = 20.0, 80.0
+    arrived_s = [1.0 + 0.7 * number for number in range(200)]
+    one = plain_world(arrived_s)
+    if gone == "link":
+        trace = _stretches((dead_s, 20.0), (back_s - dead_s, 0.0), (200.0, 20.0))
+        one = msgspec.structs.replace(one, capacity=Capacity(trace.uplink_mbps, 0.0))
+    else:
+        one = msgspec.structs.replace(one, outages=[Outage(dead_s, back_s, False)])
+    run = DeviceRun(one, make_policy("Hedged"), timeline=True)
+    outcomes = run.run()
+    waited = [
+        at for at, outcome in zip(arrived_s, outcomes, strict=True) if outcome.answer_s > at + 0.3
+    ]
+    assert 3 <= sum(dead_s <= at < back_s for at in waited) <= 24
+    assert max(at for at in waited if at < back_s) < dead_s + 16.0
+    reasons = {
+        event.detail for event in run.events if event.kind == "decision" and event.time_s < back_s
+    }
+    assert "LOCAL circuit_open" in reasons
+    late = [o for at, o in zip(arrived_s, outcomes, strict=True) if at > back_s + 35.0]
+    assert late
+    assert all(outcome.from_cloud for outcome in late)
+
+
+def test_a_slow_link_that_is_heard_keeps_its_session() -> None:
+    one = plain_world([1.0 + 0.7 * number for number in range(100)])
+    trace = _stretches((200.0, 1.0))
+    one = msgspec.structs.replace(one, capacity=Capacity(trace.uplink_mbps, 0.0))
+    run = DeviceRun(one, make_policy("Hedged"), timeline=True)
+    run.run()
+    assert not any("circuit_open" in event.detail for event in run.events)
+
+
+def test_silence_is_judged_as_the_runtime_judges_it() -> None:
+    assert watch.SILENT_S == session._SILENT_S
+    assert watch.CHECK_S == session._CHECK_S
+    assert watch.HEALTH_S == contact._BACKGROUND_S
 
 
 def test_a_local_run_that_cannot_end_in_time_is_not_started() -> None:
