@@ -191,6 +191,7 @@ class Residency:
         if self.resident(model):
             return False
         self._wanted.setdefault(model, _Wanted(since_s=now_s))
+        self.work.set()
         return True
 
     async def bring(self, model: ModelKey) -> None:

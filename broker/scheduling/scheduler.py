@@ -203,7 +203,6 @@ class Scheduler:
         error = refusal(predicted, left_ms, self._margin_ms(model, left_ms))
         if error is not None:
             if self._residency is not None and self._residency.want(model, now_s):
-                self._work.set()
                 raise error
             ticket.probe = left_ms > 0 and self.idle and wants_probe(lane.latency, now_s)
             if not ticket.probe:
@@ -346,9 +345,8 @@ class Scheduler:
 
     def _in_memory(self, model: ModelKey) -> contextlib.AbstractAsyncContextManager[None]:
         """The model loaded for the length of the block. Raises what loading raises."""
-        if self._residency is None:
-            return contextlib.nullcontext()
-        return self._residency.holding(model)
+        held = self._residency
+        return contextlib.nullcontext() if held is None else held.holding(model)
 
     def _fail(self, model: ModelKey, error: NearfarError) -> None:
         waiting = self._lanes[model].waiting
