@@ -9,6 +9,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 UV     := 0.13.8
 
+# Kept also where the shell asks for no bytecode: the tests start hundreds of processes, and each
+# would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test fast check bench peers docs clean
 
 help:  ## Show this help

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from aiohttp import web
 
 from broker.accounts.keys import KeyFile, KeyRing
 from broker.accounts.rates import RateLimits
-from broker.executors.base import EventSink, ExecutorOptions, create_executor
+from broker.executors.base import EventSink, Executor, ExecutorOptions, create_executor
 from broker.http.context import SERVICES, Services
 from broker.http.middleware.auth import authenticate
 from broker.http.middleware.cors import cross_origin
@@ -22,9 +23,14 @@ from broker.jobs.execution import Execution
 from broker.jobs.jobs import Jobs
 from broker.jobs.journal import Journal
 from broker.models.repository import Repository
+from broker.models.rollout import Rollouts
+from broker.models.routing_state import begin_routing
+from broker.models.shadowing import Shadows
 from broker.models.warm_up import warm_up_body
 from broker.remembering import remembering
+from broker.scheduling.observer import Observers
 from broker.scheduling.replays import Replays
+from broker.scheduling.residency import Residency
 from broker.scheduling.scheduler import Scheduler
 from broker.settings import Settings
 from broker.telemetry import Telemetry
@@ -53,29 +59,44 @@ async def running_services(
         hang_timeout_s=settings.hang_timeout_s,
     )
     executor = create_executor(settings.executor, tuple(repository), options, events)
+    residency = await _residency(settings, repository, executor, events)
     telemetry = Telemetry()
+    rollouts = Rollouts(repository, events, rolled_back=telemetry.rolled_back)
+    begin_routing(
+        rollouts,
+        repository,
+        routing=None if settings.routing is None else Path(settings.routing),
+        state=None if settings.state is None else Path(settings.state),
+        events=events,
+    )
     scheduler = Scheduler(
         executor,
-        repository.keys,
-        telemetry,
+        sorted(repository.keys, key=repository.is_default),  # warmed up last, these stay
+        Observers(telemetry, rollouts),
         max_batch=settings.max_batch,
         largest={servable.key: servable.largest_batch for servable in repository},
         max_queue=settings.max_queue,
+        residency=residency,
     )
     jobs = Jobs(
         Journal(None if settings.jobs is None else Path(settings.jobs)),
         Execution(repository, scheduler, executor),
         events,
     )
+    shadows = Shadows(rollouts, scheduler, executor, telemetry.shadowed)
     await executor.start()
     try:
         async with remembering(settings, repository, executor, scheduler, events):
             bodies = {servable.key: warm_up_body(servable) for servable in repository}
             await scheduler.warm_up(bodies)
+            if residency is not None:
+                telemetry.watch_memory(residency)
             telemetry.watch(scheduler, executor, repository.keys)
             await jobs.start()
             services = Services(
                 repository=repository,
+                rollouts=rollouts,
+                shadows=shadows,
                 executor=executor,
                 scheduler=scheduler,
                 telemetry=telemetry,
@@ -85,6 +106,7 @@ async def running_services(
                 replays=Replays(lambda reply: len(reply.body)),
                 rates=RateLimits(),
                 jobs=jobs,
+                residency=residency,
                 cors_origins=settings.cors_origins,
             )
             try:
@@ -93,9 +115,23 @@ async def running_services(
                 for freeing in services.freeing:
                     freeing.cancel()
     finally:
+        await shadows.close()
         await scheduler.close()
         await jobs.close()
         await executor.close()
+
+
+async def _residency(
+    settings: Settings, repository: Repository, executor: Executor, events: EventSink
+) -> Residency | None:
+    """Who is in memory, where there is a budget. Raises ``ConfigError``."""
+    if settings.memory_budget_mb is None:
+        return None
+    sizes = {servable.key: servable.program_bytes for servable in repository}
+    budget_bytes = int(settings.memory_budget_mb * 1e6)
+    residency = Residency(executor, sizes, budget_bytes, events, time.monotonic)
+    await residency.begin()
+    return residency
 
 
 def build_application(services: Services) -> web.Application:

@@ -48,7 +48,12 @@ Then:
     "--state",
     metavar="DIR",
     help="Keep in DIR what was learned of the models' speed, so that a restart admits at once "
-    "as before.",
+    "as before; and how requests are routed to versions.",
+)
+@click.option(
+    "--routing",
+    metavar="FILE",
+    help="Rules for which version of a model answers: aliases, canary, shadow (TOML).",
 )
 @click.option(
     "--device",
@@ -84,6 +89,13 @@ Then:
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     help="Of the arithmetic; auto: bf16 where the device is made for it and the model bears it.",
 )
+@click.option(
+    "--memory-budget",
+    type=float,
+    metavar="MB",
+    help="Room for models, by the size of their program files: what does not fit is loaded when it "
+    "is asked for, and the least recently used goes.  [default: no bound]",
+)
 @click.option("--max-connections", type=int, help="Open connections.  [default: 1024]")
 @click.option("--drain-timeout", type=float, help="Seconds a shutdown may take.  [default: 10]")
 @click.option("--hang-timeout", type=float, help="Seconds until a worker is hung.  [default: 30]")
@@ -107,6 +119,7 @@ def serve(
     port: int,
     keys_file: str | None,
     state: str | None,
+    routing: str | None,
     device: str,
     max_batch: int | None,
     executor: str,
@@ -116,6 +129,7 @@ def serve(
     threads: int | None,
     runtime: str | None,
     precision: str | None,
+    memory_budget: float | None,
     max_connections: int | None,
     drain_timeout: float | None,
     hang_timeout: float | None,
@@ -141,6 +155,7 @@ def serve(
         "keys": keys_file,
         "jobs": jobs_folder,
         "state": state,
+        "routing": routing,
         "device": device,
         "max_batch": max_batch,
         "executor": executor,
@@ -150,6 +165,7 @@ def serve(
         "threads": threads,
         "runtime": runtime,
         "precision": precision,
+        "memory_budget_mb": memory_budget,
         "max_connections": max_connections,
         "drain_timeout_s": drain_timeout,
         "hang_timeout_s": hang_timeout,

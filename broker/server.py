@@ -54,7 +54,7 @@ class RunningBroker:
     @property
     def models(self) -> tuple[str, ...]:
         """Names of what it serves, sorted."""
-        return tuple(key.name for key in self.services.repository.keys)
+        return self.services.repository.names
 
 
 async def run_broker(settings: Settings, announce: Callable[[RunningBroker], None]) -> int:

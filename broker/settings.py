@@ -44,6 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Key file; None: nobody is asked for a key, which only loopback allows."""
     state: str | None = None
     """Folder for what is worth keeping over a restart; None: nothing is kept."""
+    routing: str | None = None
+    """File of routing rules; None: none, or those of ``state``."""
     cors_origins: tuple[str, ...] = ()
     """Web origins whose pages may call the broker; ``*``: all of them."""
     jobs: str | None = None
@@ -59,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Of the models' arithmetic; docs/operations.md says what ``auto`` takes."""
     backend: str | None = None
     """URL of the executor ``oip``, or address of the cluster of ``ray``."""
+    memory_budget_mb: Annotated[float, msgspec.Meta(gt=0, le=10_000_000)] | None = None
+    """Millions of bytes that program files in memory may have together; None: no bound."""
     slots: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     """Actors of the executor ``ray``; a batch is spread over them."""
     backend_key_file: str | None = None
@@ -88,6 +92,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 )
         if "*" in self.cors_origins and len(self.cors_origins) > 1:
             raise ConfigError("CORS origin '*' already allows every other one: pass it alone")
+        if self.memory_budget_mb is not None and self.executor == "oip":
+            raise ConfigError("--memory-budget is not for the executor oip: its server has its own")
         if len(set(self.models)) != len(self.models):
             raise ConfigError("the same --models value is given twice")
 

@@ -6,7 +6,7 @@ tenant, a key, an address or anything of an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -16,10 +16,13 @@ from prometheus_client import (
     Histogram,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from broker.executors.base import Executor
+from broker.executors.base import Executor, LoadedModel
 from broker.models.servable import ModelKey
 from broker.oip.statistics import Statistics, failure_reason
+from broker.scheduling.residency import Residency
 from broker.scheduling.scheduler import Scheduler
 
 __all__ = ["METRICS_CONTENT_TYPE", "Telemetry"]
@@ -30,6 +33,28 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class _Loaded(Collector):
+    """Which models are in memory, and which were."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._seen: dict[ModelKey, LoadedModel] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Asked at every scrape."""
+        now = self._executor.stats().models
+        self._seen |= now
+        family = GaugeMetricFamily(
+            "nearfar_model_loaded",
+            "1 while a model is in memory, by what computes it; 0 when it was there before.",
+            labels=("model", "version", "runtime", "precision"),
+        )
+        for model, how in self._seen.items():
+            labels = (model.name, model.version, how.runtime, how.precision)
+            family.add_metric(labels, float(model in now))
+        yield family
+
+
 class Telemetry:
     """What the broker counts. Also the scheduler's ``Observer``."""
 
@@ -38,6 +63,9 @@ class Telemetry:
         self.statistics = Statistics()
         self._models: tuple[ModelKey, ...] = ()
         self._pending: Callable[[ModelKey], int] = lambda _: 0
+        # By labels: looking them up takes longer than counting.
+        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+        self._waited: dict[str, Histogram] = {}
         self._requests = Counter(
             "nearfar_requests",
             "Requests answered, by route and HTTP status.",
@@ -119,6 +147,24 @@ class Telemetry:
             "Retries that joined their first try or got its answer.",
             registry=self.registry,
         )
+        self._rollbacks = Counter(
+            "nearfar_rollbacks",
+            "Canaries that were found worse than the stable version and ended.",
+            ("model",),
+            registry=self.registry,
+        )
+        self._shadows = Counter(
+            "nearfar_shadows",
+            "Requests offered to a shadow version: agreed, differed, failed, skipped.",
+            ("model", "version", "result"),
+            registry=self.registry,
+        )
+        self._version_requests = Counter(
+            "nearfar_version_requests",
+            "Requests to run a model, by version and HTTP status.",
+            ("model", "version", "status"),
+            registry=self.registry,
+        )
         self._connections = Gauge(
             "nearfar_connections", "Open connections.", registry=self.registry
         )
@@ -129,9 +175,10 @@ class Telemetry:
         queued = Gauge(
             "nearfar_queued", "Requests that upload or wait.", ("model",), registry=self.registry
         )
-        for model in models:
-            queued.labels(model.name).set_function(
-                lambda model=model: scheduler.queued(model)  # type: ignore[misc]
+        for name in sorted({model.name for model in models}):
+            versions = [model for model in models if model.name == name]
+            queued.labels(name).set_function(
+                lambda versions=versions: sum(map(scheduler.queued, versions))  # type: ignore[misc]
             )
         ready = Gauge(
             "nearfar_executor_ready", "1 when a batch can run now.", registry=self.registry
@@ -143,27 +190,34 @@ class Telemetry:
             registry=self.registry,
         )
         quarantined.set_function(lambda: executor.stats().quarantined)
-        loaded = Gauge(
-            "nearfar_model_loaded",
-            "1 while a model is in memory, by what computes it when the broker started.",
-            ("model", "runtime", "precision"),
-            registry=self.registry,
-        )
-        for model, how in executor.stats().models.items():
-            loaded.labels(model.name, how.runtime, how.precision).set_function(
-                lambda model=model: float(model in executor.stats().models)  # type: ignore[misc]
-            )
+        self.registry.register(_Loaded(executor))
         restarts = Gauge(
             "nearfar_executor_restarts", "Restarts of the worker.", registry=self.registry
         )
         restarts.set_function(lambda: executor.stats().restarts)
 
+    def watch_memory(self, residency: Residency) -> None:
+        """Show what the memory budget does."""
+        for name, text, read in (
+            ("nearfar_memory_budget_bytes", "Room for models.", lambda: residency.budget_bytes),
+            ("nearfar_memory_used_bytes", "Program files in memory.", lambda: residency.used_bytes),
+            ("nearfar_model_loads", "Models brought into memory.", lambda: residency.loads),
+            ("nearfar_model_evictions", "Models that made room.", lambda: residency.evictions),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(read)
+
     # What the HTTP layer tells ---------------------------------------------------
 
     def request_answered(self, route: str, status: int, seconds: float) -> None:
         """One answer went out."""
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        answered = self._answered.get((route, status))
+        if answered is None:
+            answered = self._answered[route, status] = (
+                self._requests.labels(route, str(status)),
+                self._request_seconds.labels(route),
+            )
+        answered[0].inc()
+        answered[1].observe(seconds)
 
     def inference_ended(
         self,
@@ -180,6 +234,7 @@ class Telemetry:
         ``code`` None beside an error: its client left. ``queue_ms`` and ``inference_ms``: in the
         queue and in its batch.
         """
+        self._version_requests.labels(model.name, model.version, str(status)).inc()
         if status < 400:
             self.statistics.answered(model, total_ms, queue_ms or 0.0, inference_ms or 0.0)
         else:
@@ -195,7 +250,10 @@ class Telemetry:
 
     def image_answered(self, model: str, queue_ms: float) -> None:
         """One image was answered after waiting so long for its batch."""
-        self._queue_seconds.labels(model).observe(queue_ms / 1e3)
+        waited = self._waited.get(model)
+        if waited is None:
+            waited = self._waited[model] = self._queue_seconds.labels(model)
+        waited.observe(queue_ms / 1e3)
 
     def session_ended(self, route: str, status: int) -> None:
         """The upgraded connection of a session is closed."""
@@ -228,6 +286,14 @@ class Telemetry:
     def connections_changed(self, open_now: int) -> None:
         """A connection came or went."""
         self._connections.set(open_now)
+
+    def rolled_back(self, model: str) -> None:
+        """A canary of this model was ended for its errors or its latency."""
+        self._rollbacks.labels(model).inc()
+
+    def shadowed(self, model: ModelKey, result: str) -> None:
+        """A request was offered to this version: what became of it."""
+        self._shadows.labels(model.name, model.version, result).inc()
 
     # What the scheduler tells ------------------------------------------------------
 

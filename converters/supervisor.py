@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -60,6 +61,9 @@ class _Files:
         self.job = folder / f"{name}.json"
         self.result = folder / f"{name}.result.json"
         self.log = folder / f"{name}.log"
+        self.scratch = folder / f"{name}.tmp"
+        """The child's ``TMPDIR``. Libraries leave files there (coremltools: a copy of each
+        model), and a child that ends at once, or is killed, cleans nothing up."""
 
 
 def _start_anew(
@@ -148,6 +152,13 @@ class Supervisor:
         folder.mkdir(parents=True, exist_ok=True)
         files = _Files(folder, name)
         files.job.write_bytes(msgspec.json.encode(job))
+        files.scratch.mkdir(exist_ok=True)
+        try:
+            return self._run_in(files, name, job)
+        finally:
+            shutil.rmtree(files.scratch, ignore_errors=True)
+
+    def _run_in(self, files: _Files, name: str, job: Job) -> JobResult:
         start = time.monotonic()
         stack = stack_of(job)
         zygote = None if stack is None else find_zygote(stack, self._environment())
@@ -170,7 +181,7 @@ class Supervisor:
                 child = spawn(
                     files.job,
                     files.result,
-                    environment=self._environment(),
+                    environment={**self._environment(), "TMPDIR": str(files.scratch)},
                     log_fd=log.fileno(),
                     progress_fd=write_end,
                 )

@@ -11,6 +11,7 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -84,6 +85,7 @@ def _run(job: Job) -> Answer:
 def work(job_path: Path, result_path: Path) -> NoReturn:
     """Run the job and end the process; always write a result file, also for an error."""
     warnings.simplefilter("ignore")
+    tempfile.tempdir = None  # read TMPDIR again: the process that was forked may have had another
     start = time.monotonic()
     result = JobResult()
     try:

@@ -59,7 +59,8 @@ def _sleeper(work: Work) -> Callable[[Sequence[bytes]], list[int]]:
 
 def _program(work: Work) -> Callable[[Sequence[bytes]], list[int]]:
     from broker.executors.base import BatchItem
-    from broker.executors.program import TorchProgram, pick_device, use_threads
+    from broker.executors.device import pick_device, use_threads
+    from broker.executors.program import TorchProgram
     from broker.models.servable import open_servable
     from edge_runtime.contract.errors import NearfarError
 

@@ -84,6 +84,8 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """One result for each request of the batch, in order."""
 
     results: Sequence[Outcome]
+    interrupted: bool = False
+    """What ran it was lost meanwhile: how long it took says nothing of the next batch."""
 
 
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +158,10 @@ class Executor(Protocol):
         """
 
     async def unload(self, model: ModelKey) -> None:
-        """Free the memory of one model between two batches; none for it may follow."""
+        """Free the memory of one model between two batches; none for it may follow.
+
+        Before ``start``: that one does not load it.
+        """
 
     def ready_in_s(self) -> float:
         """Seconds until a batch can run: 0 when ready, infinity when nobody knows."""

@@ -160,7 +160,7 @@ _to_worker = msgspec.msgpack.Decoder(ToWorker)
 _from_worker = msgspec.msgpack.Decoder(FromWorker)
 
 
-def encode_frame(message: ToWorker | FromWorker) -> bytes:
+def encode_frame(message: ToWorker | FromWorker) -> bytearray:
     """Length and payload. Raises ``WireError`` over ``MAX_FRAME_BYTES``."""
     frame = bytearray(HEADER_BYTES)
     _encoder.encode_into(message, frame, HEADER_BYTES)
@@ -168,7 +168,7 @@ def encode_frame(message: ToWorker | FromWorker) -> bytes:
     if size > MAX_FRAME_BYTES:
         raise WireError(f"a frame of {size} bytes is over {MAX_FRAME_BYTES}")
     _LENGTH.pack_into(frame, 0, size)
-    return bytes(frame)
+    return frame
 
 
 def frame_length(header: bytes) -> int:

@@ -37,6 +37,8 @@ class InlineExecutor:
         self._options = options
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nearfar-inline")
         self._programs: dict[ModelKey, TorchProgram] = {}
+        self._unwanted: set[ModelKey] = set()
+        """Unloaded before the start."""
         self._device = options.device
         self._started = False
         self._batches = 0
@@ -57,7 +59,8 @@ class InlineExecutor:
         use_threads(self._options.threads)
         self._device = "cuda" if device == "cuda" else "cpu"
         for model in self._servables:
-            self._load_one(model)
+            if model not in self._unwanted:
+                self._load_one(model)
         self._started = True
 
     async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
@@ -90,7 +93,9 @@ class InlineExecutor:
         )
 
     async def unload(self, model: ModelKey) -> None:
-        """Free a model, on the thread."""
+        """Free a model, on the thread; before ``start``, keep it from being loaded."""
+        if not self._started:
+            self._unwanted.add(model)
         program = self._programs.pop(model, None)
         if program is not None:
             await asyncio.get_running_loop().run_in_executor(self._thread, program.free)

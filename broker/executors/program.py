@@ -216,18 +216,19 @@ class TorchProgram:
     ) -> list[Outcome]:
         """Answer a batch; a request that cannot be used leaves its error in its place.
 
-        The inputs decode on threads; on the CPU the first of them run through the model
+        Images decode on threads; on the CPU the first of them run through the model
         meanwhile. ``progress`` is called after each input, after each run of the model and
         after each answer: signs of life.
         """
         given: Iterator[Prepared | NearfarError]
-        if len(batch) == 1:
-            given = map(self._prepare_safely, batch)
-        else:
+        decodes = len(batch) > 1 and not all(item.tensor for item in batch)
+        if decodes:
             given = self._decoders.map(self._prepare_safely, batch)
+        else:  # waking a thread takes longer than looking at a tensor
+            given = map(self._prepare_safely, batch)
         results: dict[int, Outcome] = {}
         prepared: dict[int, Prepared] = {}
-        part = _PART if self._device == "cpu" else len(batch)
+        part = _PART if decodes and self._device == "cpu" else len(batch)
         for row, one in enumerate(given):
             progress()
             if isinstance(one, NearfarError):
@@ -257,8 +258,12 @@ class TorchProgram:
                 answers |= dict.fromkeys(alike, error)
                 continue
             progress()
+            typed = [
+                output.astype(spec.dtype, copy=False)
+                for output, spec in zip(outputs, self._servable.manifest.model.outputs, strict=True)
+            ]
             for at, (row, one) in enumerate(alike.items()):
-                answers[row] = self._finish_safely(outputs, at, one, batch[row])
+                answers[row] = self._finish_safely(typed, at, one, batch[row])
                 progress()
         return answers
 
@@ -298,16 +303,11 @@ class TorchProgram:
     def _finish(
         self, outputs: list[NDArray[np.generic]], prepared: Prepared, item: BatchItem
     ) -> EncodedAnswer | TensorAnswer:
-        specs = self._servable.manifest.model.outputs
-        typed = [
-            output.astype(spec.dtype, copy=False)
-            for output, spec in zip(outputs, specs, strict=True)
-        ]
         if item.outputs is None:
-            return self._task_answer(typed, prepared, item)
+            return self._task_answer(outputs, prepared, item)
         return TensorAnswer(
-            tensors=tuple(to_little_endian(typed[place]) for place in item.outputs),
-            answer=self._task_answer(typed, prepared, item) if item.answered else None,
+            tensors=tuple(to_little_endian(outputs[place]) for place in item.outputs),
+            answer=self._task_answer(outputs, prepared, item) if item.answered else None,
         )
 
     def _task_answer(

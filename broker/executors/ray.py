@@ -61,7 +61,7 @@ class RayActor:
             answer = self._answer(frames.decode_to_worker(payload))
         except NearfarError as error:
             answer = frames.failure_of(error)
-        return frames.encode_frame(answer)[frames.HEADER_BYTES :]
+        return bytes(frames.encode_frame(answer)[frames.HEADER_BYTES :])
 
     def _answer(self, request: frames.ToWorker) -> frames.FromWorker:
         if isinstance(request, frames.Load):
@@ -229,7 +229,7 @@ class RayExecutor:
             self._ray.kill(actor, no_restart=True)
 
     async def _call(self, actor: Any, request: frames.ToWorker) -> frames.FromWorker:
-        payload = frames.encode_frame(request)[frames.HEADER_BYTES :]
+        payload = bytes(frames.encode_frame(request)[frames.HEADER_BYTES :])
         return frames.decode_from_worker(await actor.call.remote(payload))
 
     async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
@@ -249,7 +249,8 @@ class RayExecutor:
         results: list[Outcome] = [given[row % count][row // count] for row in range(len(batch))]
         self._batches += 1
         self._images += len(batch)
-        return BatchOutcome(results=results)
+        interrupted = any(isinstance(result, WorkerLost) for result in results)
+        return BatchOutcome(results=results, interrupted=interrupted)
 
     async def _part(
         self, slot: _Slot, model: ModelKey, items: Sequence[BatchItem]

@@ -10,17 +10,19 @@ from broker.models.servable import ModelKey
 __all__ = ["Watchdog"]
 
 _FACTOR: Final = 10.0
-_LEAST_S: Final = 2.0
+_LEAST_S: Final = 1.0
 _ENOUGH: Final = 8
 _KEPT: Final = 64
+_SLOW_SHARE: Final = 0.1
+"""Of the batches known: they may have waited for a busy machine, and do not count."""
 
 
 class Watchdog:
-    """Ten times what such batches take, once enough of them are known.
+    """Ten times what nine of ten such batches take, once enough of them are known.
 
     A model's first batches, and any batch larger than those it has run, may compile and
-    allocate: they get the whole ``longest_s``. Never less than two seconds: a machine may
-    be busy with other things that long.
+    allocate: they get the whole ``longest_s``. Never less than a second: a machine may be
+    busy with other things that long. A false alarm costs a new worker, and no request.
     """
 
     def __init__(self, longest_s: float) -> None:
@@ -37,7 +39,8 @@ class Watchdog:
 
     def limit_s(self, model: ModelKey, images: int) -> float:
         """Seconds between two signs of life after which the worker counts as hung."""
-        like_it = [s for known, s in self._seen.get(model, ()) if known >= images]
+        like_it = sorted(s for known, s in self._seen.get(model, ()) if known >= images)
         if len(like_it) < _ENOUGH:
             return self._longest_s
-        return min(self._longest_s, max(_LEAST_S, _FACTOR * max(like_it)))
+        usual_s = like_it[-1 - int(_SLOW_SHARE * len(like_it))]
+        return min(self._longest_s, max(_LEAST_S, _FACTOR * usual_s))

@@ -63,6 +63,8 @@ class WorkerExecutor:
         self._turn = asyncio.Lock()
         self._batches = 0
         self._images = 0
+        self._lost = 0
+        """Batches whose child died or hung."""
 
     async def start(self) -> None:
         """Start the child and wait until it has loaded everything."""
@@ -81,11 +83,15 @@ class WorkerExecutor:
             if refusal is not None:
                 results[row] = refusal
         rows = [row for row in range(len(batch)) if row not in results]
+        interrupted = False
         if rows:
             async with self._turn:
+                lost_before = self._lost
                 given = await self._run(model, [batch[row] for row in rows])
+                interrupted = self._lost != lost_before
             results |= zip(rows, given, strict=True)
-        return BatchOutcome(results=[results[row] for row in range(len(batch))])
+        ordered = [results[row] for row in range(len(batch))]
+        return BatchOutcome(results=ordered, interrupted=interrupted)
 
     async def _run(self, model: ModelKey, items: Sequence[BatchItem]) -> Sequence[Outcome]:
         child = self._supervisor.child
@@ -94,6 +100,7 @@ class WorkerExecutor:
         try:
             return await self._attempt(child, model, items, self._limit_s(model, items))
         except _Lost as lost:
+            self._lost += 1
             self._events("batch_lost", {"model": model.name, "images": len(items)})
             return await self._one_by_one(model, items, lost)
 

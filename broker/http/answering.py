@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -23,7 +22,7 @@ from broker.http.reply import Reply
 from broker.models.servable import OpenedServable
 from broker.scheduling.admission import UploadRate
 from broker.scheduling.replays import Try
-from broker.scheduling.ticket import DEFAULT_PRIORITY, Answer, Ticket
+from broker.scheduling.ticket import DEFAULT_PRIORITY, TOO_LATE, Answer, Ticket
 from edge_runtime.contract.errors import (
     DeadlineExceeded,
     ImageUnreadable,
@@ -40,15 +39,15 @@ from edge_runtime.contract.wire import (
 
 __all__ = ["Ask", "Upload", "answer_once", "check_content"]
 
-_TOO_LATE: Final = "the deadline passed before the answer: answer on the device, or allow more time"
 _encoder = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """One request, checked as far as that goes without its body."""
 
     servable: OpenedServable
+    version: str | None
+    """As asked for, an alias too; None: whichever the broker chose."""
     kind: BodyKind
     media_type: str
     size_bytes: int | None
@@ -66,9 +65,13 @@ class Ask:
 
     @property
     def fingerprint(self) -> tuple[object, ...]:
-        """What a retry under the same key must repeat."""
+        """What a retry under the same key must repeat.
+
+        Not which version answered: the split may have changed since.
+        """
         query = (self.query.top_k, self.query.palette)
-        return (self.servable.key, self.media_type, self.size_bytes, query, self.wanted)
+        asked = (self.servable.key.name, self.version)
+        return (asked, self.media_type, self.size_bytes, query, self.wanted)
 
 
 class Upload(Protocol):
@@ -127,7 +130,7 @@ async def _join(attempt: Try[Reply], ask: Ask, upload: Upload) -> Reply:
         async with asyncio.timeout_at(ask.deadline_s):
             return await _wait(attempt, upload)
     except TimeoutError:
-        raise DeadlineExceeded(_TOO_LATE) from None
+        raise DeadlineExceeded(TOO_LATE) from None
 
 
 async def _wait(attempt: Try[Reply], upload: Upload) -> Reply:
@@ -176,10 +179,11 @@ async def _answer(
             media_type="image/jpeg" if ask.wanted == "image/jpeg" else "image/png",
             colored=ask.query.palette,
         )
-        answer = await _answer_in_time(services, ticket, item)
+        answer = await scheduler.submit(ticket, item)
     trace.queue_ms = answer.queue_ms
     trace.inference_ms = answer.inference_ms
     services.telemetry.image_answered(key.name, answer.queue_ms)
+    services.shadows.offer(ask.servable, ask.key or trace.request_id, item, answer)
     return _encode(ask, answer, trace)
 
 
@@ -211,14 +215,6 @@ def check_content(body: bytes, declared: str) -> None:
         raise MediaTypeUnsupported(
             f"Content-Type says {declared} and the body is {found}: make them agree"
         )
-
-
-async def _answer_in_time(services: Services, ticket: Ticket, item: BatchItem) -> Answer:
-    try:
-        async with asyncio.timeout_at(ticket.deadline_s):
-            return await services.scheduler.submit(ticket, item)
-    except TimeoutError:
-        raise DeadlineExceeded(_TOO_LATE) from None
 
 
 def _encode(ask: Ask, answer: Answer, trace: Trace) -> Reply:

@@ -14,8 +14,11 @@ from broker.http.reply import Reply
 from broker.http.sessions.registry import Sessions
 from broker.jobs.jobs import Jobs
 from broker.models.repository import Repository
+from broker.models.rollout import Rollouts
 from broker.models.servable import ModelKey
+from broker.models.shadowing import Shadows
 from broker.scheduling.replays import Replays
+from broker.scheduling.residency import Residency
 from broker.scheduling.scheduler import Scheduler
 from broker.telemetry import Telemetry
 
@@ -27,6 +30,8 @@ class Services:
     """The parts that a running broker is made of."""
 
     repository: Repository
+    rollouts: Rollouts
+    shadows: Shadows
     executor: Executor
     scheduler: Scheduler
     telemetry: Telemetry
@@ -38,6 +43,8 @@ class Services:
     replays: Replays[Reply]
     jobs: Jobs
     rates: RateLimits
+    residency: Residency | None = None
+    """None: all models in service are in memory."""
     cors_origins: tuple[str, ...] = ()
     loading: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a model is loaded or freed: one at a time."""
@@ -59,6 +66,10 @@ class Trace:
     principal: Principal | None = None
     model: ModelKey | None = None
     """Set once it is known to exist."""
+    split: bool = False
+    """Its version was drawn: how it ends counts in the canary's trial."""
+    caller: str = ""
+    """Who asks: tenant, key and address, for what sticks to callers."""
     admitted: bool = False
     joined: bool = False
     """A retry that waited for its first try, or got its answer."""

@@ -164,13 +164,13 @@ def parse_query(request: web.Request, task: Task) -> Query:
 
 
 def require_known(names: set[str], task: Task) -> None:
-    """Raise ``WireError`` where a parameter is none of this task's."""
+    """Raise ``WireError`` where a parameter is none of this task's; all take ``version``."""
     known: tuple[str, ...] = ()
     if isinstance(task, ClassificationTask | DetectionTask):
         known = ("top_k",)
     elif isinstance(task, SegmentationTask):
         known = ("palette",)
-    unknown = sorted(names - set(known))
+    unknown = sorted(names - {*known, "version"})
     if unknown:
         allowed = f"only {known[0]} is known" if known else "this model takes none"
         raise WireError(f"unknown query parameter {unknown[0][:64]!r}: {allowed}")

@@ -11,6 +11,7 @@ from broker.http.accept import answer_types, negotiate
 from broker.http.answering import check_content
 from broker.http.body import read_body
 from broker.http.callers import spend
+from broker.http.choosing import asked_version
 from broker.http.context import SERVICES, TRACE, Services
 from broker.http.errors import error_response
 from broker.http.headers import (
@@ -40,7 +41,8 @@ __all__ = ["cancel_job", "find_job", "job_result", "show_job", "submit_job", "te
 async def submit_job(request: web.Request) -> web.Response:
     """Refuse on the headers, or read the body, store it and say where the job is (202)."""
     services, tenant = request.app[SERVICES], tenant_of(request)
-    servable = services.repository.get(request.match_info["name"])
+    version = asked_version(request)
+    servable = services.repository.get(request.match_info["name"], version)
     kind = body_kind(servable.task)
     media_type = upload_media_type(request, kind)
     bound_bytes = upload_bound_bytes(request, kind)
@@ -51,6 +53,7 @@ async def submit_job(request: web.Request) -> web.Response:
         accept=negotiate(single_header(request, hdrs.ACCEPT), answer_types(servable.task)),
         top_k=query.top_k,
         palette=query.palette,
+        version=version,
     )
     key = parse_idempotency_key(single_header(request, IDEMPOTENCY_HEADER))
     job = services.jobs.known(tenant, key, spec, request.content_length)

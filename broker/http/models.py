@@ -1,13 +1,14 @@
-"""``GET /v1/models`` and ``GET /v1/models/{name}``: what is served here."""
+"""``GET /v1/models`` and ``GET /v1/models/{name}``: what is served here, and to whom."""
 
 from __future__ import annotations
 
 import msgspec
 from aiohttp import web
 
-from broker.executors.base import Executor
-from broker.http.context import SERVICES
+from broker.http.choosing import VERSION_PARAMETER, asked_version
+from broker.http.context import SERVICES, Services
 from broker.models.servable import OpenedServable
+from edge_runtime.contract.errors import WireError
 from edge_runtime.contract.tasks import has_labels
 
 __all__ = ["ModelInfo", "ModelList", "list_models", "show_model"]
@@ -26,17 +27,26 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str | None
     """What computes it, and how exactly; None while it is not in memory."""
     precision: str | None
+    default: bool
+    """What a request gets that names no version, the canary's share aside."""
+    aliases: tuple[str, ...]
+    """Names that stand for this version."""
+    percent: float
+    """Of the requests that name no version: how many it answers."""
+    shadow_percent: float
+    """And how many it computes beside, for comparison."""
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them, sorted by name."""
+    """All versions in service: by name, the default of each first, then the highest."""
 
     models: tuple[ModelInfo, ...]
 
 
-def _info(servable: OpenedServable, executor: Executor) -> ModelInfo:
-    ref = servable.ref
-    loaded = executor.stats().models.get(servable.key)
+def _info(servable: OpenedServable, services: Services) -> ModelInfo:
+    ref, key = servable.ref, servable.key
+    loaded = services.executor.stats().models.get(key)
+    aliases = services.repository.aliases(key.name)
     return ModelInfo(
         name=ref.name,
         version=ref.version,
@@ -46,6 +56,10 @@ def _info(servable: OpenedServable, executor: Executor) -> ModelInfo:
         classes=servable.task.classes if has_labels(servable.task) else None,
         runtime=None if loaded is None else loaded.runtime,
         precision=None if loaded is None else loaded.precision,
+        default=services.repository.is_default(key),
+        aliases=tuple(alias for alias, version in aliases.items() if version == key.version),
+        percent=services.rollouts.percent_of(key),
+        shadow_percent=services.rollouts.shadow_percent_of(key),
     )
 
 
@@ -54,15 +68,23 @@ def _json(value: object) -> web.Response:
 
 
 async def list_models(request: web.Request) -> web.Response:
-    """Every model."""
-    repository, executor = request.app[SERVICES].repository, request.app[SERVICES].executor
-    served = [one for one in repository if repository.in_service(one.manifest.name)]
-    served.sort(key=lambda servable: servable.key)
-    return _json(ModelList(models=tuple(_info(servable, executor) for servable in served)))
+    """Every version of every model.
+
+    The default of each name comes first: devices take the first entry of a name.
+    """
+    services = request.app[SERVICES]
+    repository = services.repository
+    served = [repository.get(*key) for key in repository.serving]
+    infos = [_info(servable, services) for servable in served]
+    infos.sort(key=lambda info: (info.name, not info.default))
+    return _json(ModelList(models=tuple(infos)))
 
 
 async def show_model(request: web.Request) -> web.Response:
-    """One model. ``ModelNotFound``."""
+    """One model, of the version or alias ``?version=``. ``ModelNotFound``, ``WireError``."""
     services = request.app[SERVICES]
-    servable = services.repository.get(request.match_info["name"])
-    return _json(_info(servable, services.executor))
+    unknown = sorted(set(request.query) - {VERSION_PARAMETER})
+    if unknown:
+        raise WireError(f"unknown query parameter {unknown[0][:64]!r}: only version is known")
+    servable = services.repository.get(request.match_info["name"], asked_version(request))
+    return _json(_info(servable, services))

@@ -76,7 +76,10 @@ async def ready(request: web.Request) -> web.Response:
 
 async def model_metadata(request: web.Request) -> web.Response:
     """``GET /v2/models/{name}[/versions/{version}]``."""
-    return _json(Interface.of(_model(request)).metadata)
+    servable = _model(request)
+    serving = request.app[SERVICES].repository.serving
+    versions = [key.version for key in serving if key.name == servable.key.name]
+    return _json(Interface.of(servable).metadata(versions))
 
 
 async def model_ready(request: web.Request) -> web.Response:
@@ -100,8 +103,7 @@ async def model_statistics(request: web.Request) -> web.Response:
 async def all_statistics(request: web.Request) -> web.Response:
     """``GET /v2/models/stats``: of every model in service."""
     services = request.app[SERVICES]
-    served = [key for key in services.repository.keys if services.repository.in_service(key.name)]
-    return _json(services.telemetry.statistics.document(served))
+    return _json(services.telemetry.statistics.document(services.repository.serving))
 
 
 async def no_logging(request: web.Request) -> web.Response:

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from broker.executors.base import BatchItem
 from broker.http.body import read_body
 from broker.http.callers import caller_of, spend
+from broker.http.choosing import choose_version
 from broker.http.context import SERVICES, TRACE, Services, Trace
 from broker.http.headers import parse_priority, send_continue, single_header
 from broker.http.protocol import upload_rate_of
@@ -25,7 +26,7 @@ from broker.oip.compression import Coding, answer_coding, pack, request_coding, 
 from broker.oip.interface import Interface
 from broker.oip.message import HEADER_LENGTH, check_header_length, parse_header_length
 from broker.oip.rows import Asked, read_infer
-from broker.scheduling.ticket import LOWEST_PRIORITY, Answer, Caller, Ticket
+from broker.scheduling.ticket import LOWEST_PRIORITY, TOO_LATE, Answer, Caller, Ticket
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import DeadlineExceeded, ImageTooLarge, NearfarError, WireError
 from edge_runtime.contract.wire import (
@@ -48,10 +49,14 @@ _WORTH_PACKING_BYTES: Final = 1024
 async def infer(request: web.Request) -> web.Response:
     """Refuse on the headers, or read the body, queue its rows and answer by the deadline."""
     services, trace = request.app[SERVICES], request[TRACE]
-    servable = services.repository.get(
-        request.match_info["name"], request.match_info.get("version")
+    servable = choose_version(
+        services,
+        trace,
+        request.match_info["name"],
+        request.match_info.get("version"),
+        address=request.remote,
+        tensors=True,
     )
-    trace.model = servable.key
     header_length = parse_header_length(single_header(request, HEADER_LENGTH))
     coding = request_coding(single_header(request, hdrs.CONTENT_ENCODING))
     answer_as = answer_coding(single_header(request, hdrs.ACCEPT_ENCODING))
@@ -94,6 +99,7 @@ async def infer(request: web.Request) -> web.Response:
     trace.inference_ms = max(answer.inference_ms for answer in answers)
     for answer in answers:
         services.telemetry.image_answered(servable.key.name, answer.queue_ms)
+    services.shadows.offer(servable, trace.request_id, asked.items[0], answers[0])
     return await _respond(servable, asked, answers, trace, answer_as)
 
 
@@ -103,7 +109,7 @@ def _most_bytes(interface: Interface, header_length: int | None, coding: Coding 
     if header_length is None:
         return min(most, limits.MAX_INFER_JSON_BYTES)
     if header_length == 0:
-        return min(most, max(limits.MAX_IMAGE_BYTES, interface.inputs[0].spec.size_bytes))
+        return min(most, max(limits.MAX_IMAGE_BYTES, interface.inputs[0].size_bytes))
     return most
 
 
@@ -163,15 +169,13 @@ async def _run(
                 scheduler.admitted(servable.key, deadline_s, held_bytes, caller=caller)
             )
         )
+    if len(tickets) == 1:
+        return [await scheduler.submit(tickets[0], asked.items[0])]
     try:
         async with asyncio.timeout_at(deadline_s):
-            if len(tickets) == 1:
-                return [await scheduler.submit(tickets[0], asked.items[0])]
             return await _gather(services, tickets, asked.items)
     except TimeoutError:
-        raise DeadlineExceeded(
-            "the deadline passed before the answer: answer on the device, or allow more time"
-        ) from None
+        raise DeadlineExceeded(TOO_LATE) from None
 
 
 async def _gather(

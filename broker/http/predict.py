@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 from broker.http.accept import answer_types, negotiate
 from broker.http.answering import Ask, answer_once
 from broker.http.body import arrived_body, request_pieces
+from broker.http.choosing import asked_version, choose_version
 from broker.http.context import SERVICES, TRACE
 from broker.http.headers import (
     body_kind,
@@ -36,8 +37,9 @@ __all__ = ["predict"]
 async def predict(request: web.Request) -> web.Response:
     """Refuse on the headers, or read the body, queue it and answer by the deadline."""
     services, trace = request.app[SERVICES], request[TRACE]
-    servable = services.repository.get(request.match_info["name"])
-    trace.model = servable.key
+    key = parse_idempotency_key(single_header(request, IDEMPOTENCY_HEADER))
+    name, version = request.match_info["name"], asked_version(request)
+    servable = choose_version(services, trace, name, version, address=request.remote, key=key)
     kind = body_kind(servable.task)
     media_type = upload_media_type(request, kind)
     bound_bytes = upload_bound_bytes(request, kind)
@@ -46,6 +48,7 @@ async def predict(request: web.Request) -> web.Response:
     deadline_ms = parse_deadline_ms(single_header(request, DEADLINE_HEADER))
     ask = Ask(
         servable=servable,
+        version=version,
         kind=kind,
         media_type=media_type,
         size_bytes=request.content_length,
@@ -53,7 +56,7 @@ async def predict(request: web.Request) -> web.Response:
         query=query,
         wanted=wanted,
         deadline_s=trace.arrived_s + deadline_ms / 1e3,
-        key=parse_idempotency_key(single_header(request, IDEMPOTENCY_HEADER)),
+        key=key,
         priority=parse_priority(request),
     )
     upload = _Upload(request)

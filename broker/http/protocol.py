@@ -61,7 +61,14 @@ class ConnectionGate:
 class BrokerProtocol(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_admitted", "_awaiting_headers", "_gate", "_header_timer", "upload_rate")
+    __slots__ = (
+        "_admitted",
+        "_awaiting_headers",
+        "_gate",
+        "_header_timer",
+        "_headers_due_s",
+        "upload_rate",
+    )
 
     def __init__(
         self,
@@ -76,6 +83,8 @@ class BrokerProtocol(web.RequestHandler):
         self._gate = gate
         self._admitted = False
         self._awaiting_headers = True
+        self._headers_due_s: float | None = None
+        """When the header block that is under way must be whole; None: none is."""
         self._header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -91,39 +100,43 @@ class BrokerProtocol(web.RequestHandler):
         """Clean up."""
         if self._admitted:
             self._gate.leave()
-            self._stop_header_timer()
+            self._headers_due_s = None
+            if self._header_timer is not None:
+                self._header_timer.cancel()
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse; the first byte of a further request starts its header clock."""
         if not self._admitted:
             return
-        if self._awaiting_headers and self._header_timer is None:
+        if self._awaiting_headers and self._headers_due_s is None:
             self._expect_headers()
         super().data_received(data)
 
     def headers_complete(self) -> None:
         """A header block was parsed, and its request is being answered."""
         self._awaiting_headers = False
-        self._stop_header_timer()
+        self._headers_due_s = None
 
     def answered(self, *, body_read: bool) -> None:
         """Its answer is made. Rest of a body may still come, which is no header block."""
         self._awaiting_headers = body_read
 
     def _expect_headers(self) -> None:
-        self._header_timer = asyncio.get_running_loop().call_later(
-            limits.MAX_HEADER_BLOCK_MS / 1e3, self._headers_too_slow
-        )
+        """Start the clock. The timer of an earlier block serves this one too, if it still runs."""
+        loop = asyncio.get_running_loop()
+        self._headers_due_s = loop.time() + limits.MAX_HEADER_BLOCK_MS / 1e3
+        if self._header_timer is None:
+            self._header_timer = loop.call_at(self._headers_due_s, self._look_at_the_clock)
 
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _headers_too_slow(self) -> None:
+    def _look_at_the_clock(self) -> None:
         self._header_timer = None
-        if self.transport is not None:
+        if self._headers_due_s is None or self.transport is None:
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._headers_due_s:
+            self._header_timer = loop.call_at(self._headers_due_s, self._look_at_the_clock)
+        else:
             self.transport.abort()
 
     def handle_error(
@@ -134,7 +147,7 @@ class BrokerProtocol(web.RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer what aiohttp could not parse, and close the connection."""
-        self._stop_header_timer()
+        self._headers_due_s = None
         if isinstance(exc, ConnectionError):
             raise exc  # nobody is there to be answered
         if status >= 500:  # not reached by way of our middleware, which answers everything

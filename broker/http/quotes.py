@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from broker.http.callers import caller_of
+from broker.http.choosing import asked_version
 from broker.http.context import SERVICES, TRACE
 from broker.http.headers import announced_bytes, body_kind, parse_priority, single_header
 from broker.http.protocol import upload_rate_of
@@ -69,12 +70,12 @@ class BrokerLoad(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def quote(request: web.Request) -> web.Response:
-    """``GET /v1/models/{name}/quote?bytes=``.
+    """``GET /v1/models/{name}/quote?bytes=[&version=]``; without a version of the stable one.
 
     Raises ``ModelNotFound``, ``WireError``, and for a body over the limit what a prediction would.
     """
     services, trace = request.app[SERVICES], request[TRACE]
-    servable = services.repository.get(request.match_info["name"])
+    servable = services.repository.get(request.match_info["name"], asked_version(request))
     size_bytes = announced_bytes(_parse_bytes(request), body_kind(servable.task))
     deadline_ms = parse_deadline_ms(single_header(request, DEADLINE_HEADER))
     caller = caller_of(trace.principal, parse_priority(request))
@@ -106,7 +107,6 @@ async def load(request: web.Request) -> web.Response:
     """``GET /v1/load``."""
     services = request.app[SERVICES]
     scheduler, repository = services.scheduler, services.repository
-    in_service = [key for key in repository.keys if repository.in_service(key.name)]
     models = tuple(
         ModelLoad(
             name=key.name,
@@ -115,7 +115,7 @@ async def load(request: web.Request) -> web.Response:
             queued=scheduler.queued(key),
             capacity_per_s=round(scheduler.capacity_per_s(key), 3),
         )
-        for key in in_service
+        for key in repository.serving
     )
     return _json(
         BrokerLoad(
@@ -130,8 +130,9 @@ async def load(request: web.Request) -> web.Response:
 
 def _parse_bytes(request: web.Request) -> int:
     values = request.query.getall("bytes", [])
-    if set(request.query) != {"bytes"} or len(values) != 1:
-        raise WireError("say once how large the body will be, and nothing else: ?bytes=30000")
+    if set(request.query) - {"version"} != {"bytes"} or len(values) != 1:
+        raise WireError("say once how large the body will be, and beside it the version at most: "
+                        "?bytes=30000")  # fmt: skip
     digits = values[0]
     if not (digits.isascii() and digits.isdigit()) or len(digits) > len(
         str(limits.MAX_INFER_BYTES)

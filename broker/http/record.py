@@ -36,6 +36,8 @@ def record_request(
             queue_ms=trace.queue_ms,
             inference_ms=trace.inference_ms,
         )
+        if not trace.joined:
+            services.rollouts.ended(trace.model, split=trace.split, status=status, code=trace.code)
     fields: dict[str, object] = {
         "request_id": trace.request_id,
         "method": method,
@@ -49,6 +51,7 @@ def record_request(
     if trace.model is not None:
         fields |= {
             "model": trace.model.name,
+            "version": trace.model.version,
             "upload_bytes": trace.upload_bytes,
             "recv_ms": _rounded(trace.recv_ms),
             "queue_ms": _rounded(trace.queue_ms),

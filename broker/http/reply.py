@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from broker.http.accept import AnswerType
 from edge_runtime.contract.wire import ModelRef, Region, ServerTiming
@@ -10,8 +10,7 @@ from edge_runtime.contract.wire import ModelRef, Region, ServerTiming
 __all__ = ["Reply"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """Encoded once; a retry gets the same bytes."""
 
     media_type: AnswerType

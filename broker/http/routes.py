@@ -15,6 +15,7 @@ from broker.http import (
     oip_repository,
     predict,
     quotes,
+    routing,
 )
 from broker.http.headers import defer_continue
 from broker.http.sessions.route import session
@@ -39,6 +40,7 @@ def add_routes(router: web.UrlDispatcher) -> None:
             oip_infer.infer,
             "oip_version_infer",
         ),
+        (f"/v1/models/{_NAME}/routing", routing.change_routing, "routing_change"),
         ("/v2/repository/index", oip_repository.index, "oip_index"),
         (f"/v2/repository/models/{_NAME}/load", oip_repository.load, "oip_load"),
         (f"/v2/repository/models/{_NAME}/unload", oip_repository.unload, "oip_unload"),
@@ -49,6 +51,7 @@ def add_routes(router: web.UrlDispatcher) -> None:
         ("/v1/models", models.list_models, "models"),
         (f"/v1/models/{_NAME}", models.show_model, "model"),
         (f"/v1/models/{_NAME}/quote", quotes.quote, "quote"),
+        (f"/v1/models/{_NAME}/routing", routing.show_routing, "routing"),
         ("/v1/load", quotes.load, "load"),
         ("/v2", oip.server_metadata, "oip_server"),
         ("/v2/health/live", oip.live, "oip_live"),

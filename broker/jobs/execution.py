@@ -45,7 +45,7 @@ class Execution:
 
     async def run(self, job: Job, body: bytes) -> tuple[JobAnswer, bytes]:
         """The answer and its body. Raises ``ModelNotFound`` and what ``submit`` raises."""
-        servable = self.repository.get(job.spec.model)
+        servable = self.repository.get(job.spec.model, job.spec.version)
         item = BatchItem(
             body,
             top_k=job.spec.top_k,

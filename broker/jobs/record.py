@@ -28,6 +28,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Media type that the answer shall have."""
     top_k: int | None = None
     palette: bool = False
+    version: str | None = None
+    """Version or alias of the model; None: what is stable when the job runs."""
 
     @property
     def picture_type(self) -> PictureType:

@@ -63,6 +63,12 @@ class OpenedServable(msgspec.Struct, frozen=True, kw_only=True):
         """The ``torch.export`` program."""
         return self.root / self.manifest.model.path
 
+    @property
+    def program_bytes(self) -> int:
+        """Size of that file: weights are nearly all of it."""
+        path = self.manifest.model.path
+        return next(entry.size_bytes for entry in self.manifest.files if entry.path == path)
+
     def anchors(self) -> NDArray[np.float32] | None:
         """A detector's anchors, float32 ``[N, 4]``; None for another task."""
         return read_anchors(self.root, self.manifest.task)

@@ -7,9 +7,11 @@ its manifest records, and beside them the answer of its task, under names of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+
+import numpy as np
 
 from broker.models.servable import OpenedServable
 from broker.oip.datatypes import Datatype, datatype_of
@@ -54,6 +56,10 @@ class InputSlot:
     """Of one image, seed or latent: without the batch axis."""
     spec: TensorSpec
     """Of the model's own input."""
+    size_bytes: int
+    """Of one row of it."""
+    stored: np.dtype[np.generic]
+    """Of its numbers, as they travel: little-endian."""
 
     @property
     def takes(self) -> tuple[Datatype, ...]:
@@ -89,12 +95,13 @@ class Interface:
         self.servable = servable
         (spec,) = manifest.model.inputs
         own = {one.name for one in (*manifest.model.inputs, *manifest.model.outputs)}
-        generates = manifest.preprocess is None
+        stored: np.dtype[np.generic] = np.dtype(spec.dtype).newbyteorder("<")
+        own_input = (spec, spec.size_bytes, stored)
         self.inputs: tuple[InputSlot, ...] = (
-            InputSlot(spec.name, "tensor", datatype_of(spec.dtype), spec.shape[1:], spec),
-            InputSlot(_free("seed", own), "seed", "INT64", (1,), spec)
-            if generates
-            else InputSlot(_free("encoded_image", own), "image", "BYTES", (1,), spec),
+            InputSlot(spec.name, "tensor", datatype_of(spec.dtype), spec.shape[1:], *own_input),
+            InputSlot(_free("seed", own), "seed", "INT64", (1,), *own_input)
+            if manifest.preprocess is None
+            else InputSlot(_free("encoded_image", own), "image", "BYTES", (1,), *own_input),
         )
         self.outputs: tuple[OutputSlot, ...] = (
             *(
@@ -140,13 +147,15 @@ class Interface:
             f"it gives {_names(self.outputs, 'and')}"
         )
 
-    @property
-    def metadata(self) -> dict[str, object]:
-        """The model metadata response. The first axis, -1, is the batch."""
+    def metadata(self, versions: Sequence[str]) -> dict[str, object]:
+        """The model metadata response, with the versions in service.
+
+        The first axis, -1, is the batch.
+        """
         manifest = self.servable.manifest
         return {
             "name": manifest.name,
-            "versions": [manifest.version],
+            "versions": list(versions),
             "platform": PLATFORM,
             "inputs": [
                 _metadata(slot) | {"parameters": {"alternative": slot.kind}} for slot in self.inputs
@@ -164,7 +173,7 @@ class Interface:
             "name": manifest.name,
             "platform": PLATFORM,
             "backend": "nearfar",
-            "version_policy": {"latest": {"num_versions": 1}},
+            "version_policy": {"all": {}},
             "max_batch_size": limits.MAX_INFER_ROWS,
             "input": [
                 _config(slot)

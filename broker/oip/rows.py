@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import binascii
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +30,7 @@ from edge_runtime.contract.wire import MAX_SEED, encode_seed
 __all__ = ["Asked", "read_infer"]
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A request, checked against the model it is for."""
 
     id: str | None
@@ -48,36 +49,50 @@ def read_infer(interface: Interface, body: bytes, header_length: int | None) -> 
     ``LimitExceeded``, or an ``ImageError``.
     """
     if header_length == 0:
-        request = InferRequest(id=None, inputs=(), outputs=(), binary_output=True, timeout_us=None)
-        slot, bodies = _raw_row(interface, body)
-    else:
-        request = parse_infer(body, header_length)
-        slot, bodies = _sent_rows(interface, request.inputs)
-    wanted = wanted_outputs(interface, request, rows=len(bodies))
-    places = places_of(wanted)
-    template = BatchItem(
-        b"",
-        tensor=slot.kind == "tensor",
-        outputs=places or None,
-        output_bytes=tensor_bytes(wanted),
-        answered=any(one.slot.field is not None for one in wanted),
-    )
+        slot, row = _raw_row(interface, body)
+        reading = _raw_reading(interface)
+        return Asked(None, (_item(row, slot, reading),), reading.wanted, None)
+    request = parse_infer(body, header_length)
+    slot, bodies = _sent_rows(interface, request.inputs)
+    reading = _reading(interface, request, len(bodies))
     return Asked(
         id=request.id,
-        items=tuple(_with_body(template, body) for body in bodies),
-        wanted=wanted,
+        items=tuple(_item(row, slot, reading) for row in bodies),
+        wanted=reading.wanted,
         timeout_us=request.timeout_us,
         priority=request.priority,
     )
 
 
-def _with_body(template: BatchItem, body: bytes) -> BatchItem:
+class _Reading(NamedTuple):
+    """What every row of a request is asked for."""
+
+    wanted: tuple[Wanted, ...]
+    places: tuple[int, ...] | None
+    output_bytes: int
+    answered: bool
+
+
+def _reading(interface: Interface, request: InferRequest, rows: int) -> _Reading:
+    wanted = wanted_outputs(interface, request, rows=rows)
+    answered = any(one.slot.field is not None for one in wanted)
+    return _Reading(wanted, places_of(wanted) or None, tensor_bytes(wanted), answered)
+
+
+@lru_cache(maxsize=limits.MAX_MODELS)
+def _raw_reading(interface: Interface) -> _Reading:
+    """Of a request without JSON, which says nothing: it is the same for all of them."""
+    request = InferRequest(id=None, inputs=(), outputs=(), binary_output=True, timeout_us=None)
+    return _reading(interface, request, 1)
+
+
+def _item(row: bytes, slot: InputSlot, reading: _Reading) -> BatchItem:
     return BatchItem(
-        body,
-        tensor=template.tensor,
-        outputs=template.outputs,
-        output_bytes=template.output_bytes,
-        answered=template.answered,
+        row,
+        tensor=slot.kind == "tensor",
+        outputs=reading.places,
+        output_bytes=reading.output_bytes,
+        answered=reading.answered,
     )
 
 
@@ -139,21 +154,24 @@ def _seed(number: int) -> bytes:
 
 def _tensor_rows(slot: InputSlot, values: NDArray[np.generic], rows: int) -> list[bytes]:
     typed = values.astype(slot.spec.dtype, copy=False)
-    if typed.dtype.kind == "f" and not np.isfinite(typed).all():
-        raise TensorError(f"input {slot.name!r} holds NaN or infinity: send finite numbers")
+    _check_finite(slot, typed)
     return [to_little_endian(typed[row]) for row in range(rows)]
 
 
-def _raw_row(interface: Interface, body: bytes) -> tuple[InputSlot, list[bytes]]:
+def _check_finite(slot: InputSlot, values: NDArray[np.generic]) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise TensorError(f"input {slot.name!r} holds NaN or infinity: send finite numbers")
+
+
+def _raw_row(interface: Interface, body: bytes) -> tuple[InputSlot, bytes]:
     tensor, other = interface.inputs
     if other.kind == "image" and sniff_media_type(body) is not None:
-        return other, [_checked_image(body)]
-    size_bytes = tensor.spec.size_bytes
-    if len(body) != size_bytes:
+        return other, _checked_image(body)
+    if len(body) != tensor.size_bytes:
         image = "an encoded image, or " if other.kind == "image" else ""
         raise TensorError(
-            f"a body without JSON must be {image}{size_bytes} bytes of {tensor.name!r}, one row "
-            f"of {tensor.datatype}{list(tensor.row_shape)}; got {len(body)} bytes"
+            f"a body without JSON must be {image}{tensor.size_bytes} bytes of {tensor.name!r}, "
+            f"one row of {tensor.datatype}{list(tensor.row_shape)}; got {len(body)} bytes"
         )
-    stored = np.frombuffer(body, dtype=np.dtype(tensor.spec.dtype).newbyteorder("<"))
-    return tensor, _tensor_rows(tensor, stored.reshape(tensor.spec.shape), 1)
+    _check_finite(tensor, np.frombuffer(body, dtype=tensor.stored))
+    return tensor, body

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from broker.scheduling.latency import LatencyModel, RecentQuantile
 from edge_runtime.contract.errors import DeadlineExceeded, NearfarError, Overloaded
@@ -32,8 +33,7 @@ _ERRORS = 1024
 """Answers that the margin is learned from."""
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(msgspec.Struct, frozen=True):
     """What a request can expect, in milliseconds from now."""
 
     upload_ms: float

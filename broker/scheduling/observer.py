@@ -6,7 +6,7 @@ from typing import Protocol
 
 from broker.models.servable import ModelKey
 
-__all__ = ["Observer"]
+__all__ = ["Observer", "Observers"]
 
 
 class Observer(Protocol):
@@ -20,3 +20,25 @@ class Observer(Protocol):
 
     def dropped(self, model: ModelKey) -> None:
         """A request left the queue because it would be late."""
+
+
+class Observers:
+    """Several as one."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def batch_ran(self, model: ModelKey, images: int, duration_ms: float) -> None:
+        """A batch came back."""
+        for observer in self._observers:
+            observer.batch_ran(model, images, duration_ms)
+
+    def batch_lost(self, model: ModelKey, images: int) -> None:
+        """A batch failed as a whole."""
+        for observer in self._observers:
+            observer.batch_lost(model, images)
+
+    def dropped(self, model: ModelKey) -> None:
+        """A request left the queue because it would be late."""
+        for observer in self._observers:
+            observer.dropped(model)

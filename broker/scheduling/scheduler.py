@@ -13,7 +13,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from broker.executors.base import BatchItem, Executor
 from broker.models.servable import ModelKey
@@ -29,11 +28,12 @@ from broker.scheduling.bounds import Bounds
 from broker.scheduling.lane import Lane, warm_up
 from broker.scheduling.latency import LatencyModel
 from broker.scheduling.observer import Observer
+from broker.scheduling.residency import Residency
+from broker.scheduling.runs import SHUTTING_DOWN, Runs
 from broker.scheduling.shares import Shares
-from broker.scheduling.ticket import DEFAULT_PRIORITY, Answer, Caller, Ticket
+from broker.scheduling.ticket import ANYBODY, DEFAULT_PRIORITY, Answer, Caller, Ticket
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import (
-    BrokerFault,
     DeadlineExceeded,
     NearfarError,
     Overloaded,
@@ -43,15 +43,7 @@ __all__ = ["Scheduler"]
 
 _LOG = logging.getLogger(__name__)
 _LATE_UPLOAD_S = 0.001
-_ANYBODY = Caller()
-_SHUTTING_DOWN = "the broker is shutting down: use another one, or answer on the device"
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    model: ModelKey
-    images: int
-    started_s: float
+_LOADED = contextlib.nullcontext()
 
 
 class Scheduler:
@@ -59,6 +51,7 @@ class Scheduler:
 
     ``max_batch`` bounds every batch, ``largest`` those of single models further. ``clock``
     gives seconds and must be the event loop's, as deadlines are compared with it.
+    ``residency``: who is in memory, where not all models fit; None: all are.
     """
 
     def __init__(
@@ -71,8 +64,10 @@ class Scheduler:
         largest: Mapping[ModelKey, int] | None = None,
         max_queue: int = limits.MAX_QUEUE,
         clock: Callable[[], float] = time.monotonic,
+        residency: Residency | None = None,
     ) -> None:
         self._executor = executor
+        self._residency = residency
         caps = largest or {}
         self._lanes = {
             model: Lane(max_batch=min(max_batch, caps.get(model, max_batch))) for model in models
@@ -82,9 +77,9 @@ class Scheduler:
         self._margin = Margin()
         self._shares = Shares()
         self._bounds = Bounds(max_queue)
-        self._running: _Running | None = None
+        self._runs = Runs(executor, observer, self._margin, clock)
         self._draining = False
-        self._work = asyncio.Event()
+        self._work = asyncio.Event() if residency is None else residency.work
         self._loop_task: asyncio.Task[None] | None = None
 
     # Requests ------------------------------------------------------------------
@@ -96,7 +91,7 @@ class Scheduler:
         deadline_s: float,
         upload_bytes: int,
         upload_ms: float = 0.0,
-        caller: Caller = _ANYBODY,
+        caller: Caller = ANYBODY,
     ) -> Iterator[Ticket]:
         """A ticket for the length of the block; its place is free again afterwards.
 
@@ -113,20 +108,27 @@ class Scheduler:
     async def submit(self, ticket: Ticket, item: BatchItem) -> Answer:
         """Queue an admitted request, whose body has arrived, and wait for its answer.
 
-        Raises ``DeadlineExceeded``, ``Overloaded``, ``WorkerLost``, ``InferenceError`` or
-        the ``ImageError`` of this image. Canceling it gives the place back at once.
+        Raises ``DeadlineExceeded``, at the deadline at the latest, ``Overloaded``,
+        ``WorkerLost``, ``InferenceError`` or the ``ImageError`` of this image. Canceling it
+        gives the place back at once.
         """
         lane = self._lanes[ticket.model]
         if ticket.place is not None:
             lane.uploading.remove(ticket.place)
-        future: asyncio.Future[Answer | NearfarError] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer | NearfarError] = loop.create_future()
         ticket.item = item
         ticket.outcome = future
         ticket.queued_s = self._clock()
         ticket.uploaded_late = ticket.queued_s > ticket.predicted_start_s + _LATE_UPLOAD_S
         ticket.place = lane.waiting.push(ticket.deadline_s, ticket, ticket.caller.priority)
         self._work.set()
-        outcome = await future
+        # A timer alone: asyncio.timeout would cancel this task, and costs five times as much.
+        timer = loop.call_later(ticket.deadline_s - ticket.queued_s, ticket.expire)
+        try:
+            outcome = await future
+        finally:
+            timer.cancel()
         if isinstance(outcome, NearfarError):
             raise outcome
         return outcome
@@ -169,7 +171,7 @@ class Scheduler:
 
     def _bound_passed(self, caller: Caller, upload_bytes: int) -> Overloaded | None:
         if self._draining:
-            return Overloaded(_SHUTTING_DOWN)
+            return Overloaded(SHUTTING_DOWN)
         queued = sum(len(lane) for lane in self._lanes.values())
         return self._bounds.passed(caller, upload_bytes, queued)
 
@@ -198,7 +200,10 @@ class Scheduler:
             flow.ask(ticket.work_ms, now_s)
         error = refusal(predicted, left_ms, self._margin.for_deadline(left_ms))
         if error is not None:
-            ticket.probe = left_ms > 0 and self._idle() and wants_probe(lane.latency, now_s)
+            if self._residency is not None and self._residency.want(model, now_s):
+                self._work.set()
+                raise error
+            ticket.probe = left_ms > 0 and self.idle and wants_probe(lane.latency, now_s)
             if not ticket.probe:
                 raise error
         ticket.left_at_admission_ms = left_ms
@@ -213,6 +218,8 @@ class Scheduler:
     def _release(self, ticket: Ticket) -> None:
         self._bounds.give_back(ticket)
         self._leave(ticket)
+        if self._residency is not None:
+            self._work.set()  # a load may have waited for this one
         if ticket.place is None:
             return
         lane = self._lanes[ticket.model]
@@ -246,32 +253,24 @@ class Scheduler:
             for other in self._lanes.values()
             if other is not lane and len(other)
         )
+        if self._residency is not None:
+            others_ms += self._residency.extra_ms(self._lanes, model, deadline_s, priority, now_s)
         return forecast(
             lane.latency,
             ahead=lane.count_before(deadline_s, priority),
             others_ms=others_ms,
-            residual_ms=self._residual_ms(now_s),
+            residual_ms=self._executor.ready_in_s() * 1e3 + self._runs.left_ms(self._lanes, now_s),
             upload_ms=upload_ms,
             max_batch=lane.max_batch,
             fair_ms=fair_ms,
-            recent_batch=self._running.images if self._running is not None else 0,
+            recent_batch=self._runs.images,
         )
 
-    def _residual_ms(self, now_s: float) -> float:
-        """What is left of the running batch, or of the executor's start."""
-        residual_ms = self._executor.ready_in_s() * 1e3
-        if self._running is not None:
-            latency = self._lanes[self._running.model].latency
-            elapsed_ms = (now_s - self._running.started_s) * 1e3
-            left_ms = latency.mean_ms(self._running.images) - elapsed_ms
-            if left_ms < 0:  # overdue: it may be one of the slow ones
-                left_ms = max(latency.high_ms(self._running.images) - elapsed_ms, 0.0)
-            residual_ms += left_ms
-        return residual_ms
-
-    def _idle(self) -> bool:
+    @property
+    def idle(self) -> bool:
+        """Nothing uploads, waits or runs, and a batch could start now."""
         return (
-            self._running is None
+            not self._runs.images
             and self._executor.ready_in_s() == 0.0
             and not any(len(lane) for lane in self._lanes.values())
         )
@@ -294,7 +293,8 @@ class Scheduler:
         answer it.
         """
         for model, lane in self._lanes.items():
-            await warm_up(lane, self._executor, model, bodies[model], self._clock)
+            async with self._in_memory(model):
+                await warm_up(lane, self._executor, model, bodies[model], self._clock)
 
     def start(self) -> asyncio.Task[None]:
         """Begin to run what is submitted. The task ends only by ``close``, or by a bug."""
@@ -314,33 +314,57 @@ class Scheduler:
                 await self._loop_task
         for lane in self._lanes.values():
             while lane.waiting:
-                lane.waiting.pop().settle(Overloaded(_SHUTTING_DOWN))
+                lane.waiting.pop().settle(Overloaded(SHUTTING_DOWN))
 
     async def _feed(self) -> None:
         while True:
             await self._work.wait()
             await self._executor.wait_ready()
+            if self._residency is not None:
+                await self._residency.prefetch(self._lanes)
             model = self._most_urgent()
             if model is None:
                 self._work.clear()
+                if self._residency is not None:
+                    await self._residency.rest(self._lanes)
                 continue
-            lane = self._lanes[model]
-            formed = form_batch(
-                lane.waiting,
-                lane.latency,
-                now_s=self._clock(),
-                max_batch=lane.max_batch,
-                max_bytes=limits.MAX_BATCH_BYTES,
-            )
-            for ticket in formed.hopeless:
-                self._leave(ticket)
-                self._dropped(ticket)
-                ticket.settle(DeadlineExceeded("the deadline would pass before the answer"))
-            for ticket in formed.tickets:
-                self._leave(ticket, dispatched=ticket.still_wanted)
-            tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
-            if tickets:
-                await self._run(model, lane, tickets)
+            try:
+                async with self._in_memory(model):
+                    await self._serve(model)
+            except NearfarError as error:  # it could not be loaded
+                self._fail(model, error)
+
+    def _in_memory(self, model: ModelKey) -> contextlib.AbstractAsyncContextManager[None]:
+        """The model loaded for the length of the block. Raises what loading raises."""
+        return _LOADED if self._residency is None else self._residency.holding(model)
+
+    def _fail(self, model: ModelKey, error: NearfarError) -> None:
+        waiting = self._lanes[model].waiting
+        self._observer.batch_lost(model, len(waiting))
+        while waiting:
+            ticket = waiting.pop()
+            self._leave(ticket)
+            ticket.settle(type(error)(error.detail))
+
+    async def _serve(self, model: ModelKey) -> None:
+        """Run one batch of a model that is in memory."""
+        lane = self._lanes[model]
+        formed = form_batch(
+            lane.waiting,
+            lane.latency,
+            now_s=self._clock(),
+            max_batch=lane.max_batch,
+            max_bytes=limits.MAX_BATCH_BYTES,
+        )
+        for ticket in formed.hopeless:
+            self._leave(ticket)
+            self._dropped(ticket)
+            ticket.settle(DeadlineExceeded("the deadline would pass before the answer"))
+        for ticket in formed.tickets:
+            self._leave(ticket, dispatched=ticket.still_wanted)
+        tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
+        if tickets:
+            await self._runs.run(model, lane, tickets)
 
     def _dropped(self, ticket: Ticket) -> None:
         """An admitted request left the queue unanswered, as it would be late."""
@@ -353,46 +377,11 @@ class Scheduler:
 
     def _most_urgent(self) -> ModelKey | None:
         """The model whose head goes first: by class, then by deadline."""
+        if self._residency is not None:
+            return self._residency.choose(self._lanes, self._clock())
         heads = [
             (head[0], model)
             for model, lane in self._lanes.items()
             if (head := lane.waiting.earliest()) is not None
         ]
         return min(heads)[1] if heads else None
-
-    async def _run(self, model: ModelKey, lane: Lane, tickets: list[Ticket]) -> None:
-        started_s = self._clock()
-        self._running = _Running(model, len(tickets), started_s)
-        batch = [ticket.item for ticket in tickets]
-        try:
-            outcome = await self._executor.run(model, batch)
-        except Exception as error:
-            if not isinstance(error, NearfarError):
-                _LOG.exception("the executor failed in a way nobody foresaw")
-                error = BrokerFault("the broker failed on this batch; it is logged")
-            self._observer.batch_lost(model, len(tickets))
-            for ticket in tickets:
-                ticket.settle(type(error)(error.detail))
-            return
-        except asyncio.CancelledError:
-            for ticket in tickets:
-                ticket.settle(Overloaded(_SHUTTING_DOWN))
-            raise
-        finally:
-            self._running = None
-        now_s = self._clock()
-        duration_ms = (now_s - started_s) * 1e3
-        self._observer.batch_ran(model, len(tickets), duration_ms)
-        answered = 0
-        for ticket, result in zip(tickets, outcome.results, strict=True):
-            if not ticket.uploaded_late:
-                error_ms = (now_s - ticket.predicted_finish_s) * 1e3
-                self._margin.observe(ticket.left_at_admission_ms, error_ms)
-            if isinstance(result, NearfarError):
-                ticket.settle(result)
-                continue
-            answered += 1
-            queue_ms = (started_s - ticket.queued_s) * 1e3
-            ticket.settle(Answer(result, queue_ms=queue_ms, inference_ms=duration_ms))
-        if answered:  # what failed to decode did not go through the model
-            lane.latency.observe(answered, duration_ms, now_s)

@@ -6,24 +6,35 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from broker.executors.base import BatchItem, TensorAnswer
 from broker.models.servable import ModelKey
 from broker.scheduling.queue import Place
 from broker.scheduling.shares import Flow
-from edge_runtime.contract.errors import BrokerFault, NearfarError
+from edge_runtime.contract.errors import BrokerFault, DeadlineExceeded, NearfarError
 from edge_runtime.contract.wire import EncodedAnswer
 
-__all__ = ["DEFAULT_PRIORITY", "LOWEST_PRIORITY", "Answer", "Caller", "Ticket"]
+__all__ = [
+    "ANYBODY",
+    "DEFAULT_PRIORITY",
+    "LOWEST_PRIORITY",
+    "TOO_LATE",
+    "Answer",
+    "Caller",
+    "Ticket",
+]
 
 DEFAULT_PRIORITY: Final = 2
 LOWEST_PRIORITY: Final = 3
 """1 is the highest: while one of a class waits, none of the classes below it starts."""
 
+TOO_LATE: Final = "the deadline passed before the answer: answer on the device, or allow more time"
+
 _NOTHING: Final = BatchItem(b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """On whose account a request runs."""
 
     tenant: str = ""
@@ -32,8 +43,11 @@ class Caller:
     priority: int = DEFAULT_PRIORITY
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+ANYBODY: Final = Caller()
+"""Where nobody is asked for a key."""
+
+
+class Answer(msgspec.Struct, frozen=True):
     """What a ticket became, and how long its parts took, in milliseconds."""
 
     given: EncodedAnswer | TensorAnswer
@@ -62,7 +76,7 @@ class Ticket:
     deadline_s: float
     """On the scheduler's clock."""
     upload_bytes: int
-    caller: Caller = Caller()
+    caller: Caller = ANYBODY
     flow: Flow | None = None
     """Whose backlog it is in, while it uploads or waits."""
     work_ms: float = 0.0
@@ -84,6 +98,11 @@ class Ticket:
     """Present from then on."""
 
     @property
+    def admitted_s(self) -> float:
+        """When it was let in, on the same clock."""
+        return self.deadline_s - self.left_at_admission_ms / 1e3
+
+    @property
     def still_wanted(self) -> bool:
         """Whether anyone waits for it: the client may have left meanwhile."""
         return self.outcome is not None and not self.outcome.done()
@@ -95,6 +114,10 @@ class Ticket:
         """
         if self.outcome is not None and not self.outcome.done():
             self.outcome.set_result(outcome)
+
+    def expire(self) -> None:
+        """Its deadline has come."""
+        self.settle(DeadlineExceeded(TOO_LATE))
 
     def left_ms(self, now_s: float) -> float:
         """Milliseconds to the deadline; negative once it has passed."""

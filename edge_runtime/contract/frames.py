@@ -114,6 +114,8 @@ class Request(
     media_type: _Name
     size_bytes: _U32
     """Of the whole body."""
+    version: _Name | None = None
+    """Version or alias of the model; None: the broker chooses."""
     deadline_ms: _U32 = limits.DEFAULT_DEADLINE_MS
     """Left when the frame was made; the broker counts from its arrival."""
     key: _Key | None = None

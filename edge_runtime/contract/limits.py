@@ -81,6 +81,10 @@ MAX_BATCH: Final = 256
 MAX_QUEUE: Final = 4096
 MAX_KEYS_FILE_BYTES: Final = 2**20
 MAX_MODELS: Final = 256
+MAX_ALIASES: Final = 32
+"""Of one model."""
+MAX_ROUTING_BYTES: Final = 256 * 1024
+"""The file of routing rules, and what is kept of them over a restart. ``ConfigError``."""
 MAX_KEYS: Final = 4096
 MAX_CONNECTIONS: Final = 65_536
 MAX_BATCH_BYTES: Final = 64 * 2**20

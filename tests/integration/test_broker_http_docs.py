@@ -200,6 +200,10 @@ async def exchanges(url: str) -> list[tuple[str, Any]]:
         ("/v1/models", "models"),
         ("/v1/models/tiny", "model"),
         ("/v1/models/huge", "model"),
+        ("/v1/models/tiny?version=1.0.0", "model"),
+        ("/v1/models/tiny?versoin=1.0.0", "model"),
+        ("/v1/models/tiny/routing", "routing"),
+        ("/v1/models/huge/routing", "routing"),
         ("/v1/models/tiny/quote?bytes=30000", "quote"),
         ("/v1/models/tiny/quote", "quote"),
         ("/v1/models/tiny/quote?bytes=0", "quote"),
@@ -279,6 +283,7 @@ async def protocol_exchanges(url: str) -> list[tuple[str, Any]]:
         operation = "oip_version_infer" if "versions" in path else "oip_infer"
         found.append((operation, await request("POST", url + path, data=body, headers=headers)))
     for path, operation in [
+        ("/v1/models/tiny/routing", "routing_change"),
         ("/v2/repository/index", "oip_index"),
         ("/v2/repository/models/tiny/load", "oip_load"),
         ("/v2/repository/models/tiny/unload", "oip_unload"),

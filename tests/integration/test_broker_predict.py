@@ -167,6 +167,10 @@ async def test_models_are_listed_with_what_a_device_must_check(broker: RunningBr
         "classes": 5,
         "runtime": "eager",
         "precision": "fp32",
+        "default": True,
+        "aliases": [],
+        "percent": 100,
+        "shadow_percent": 0,
     }
 
 

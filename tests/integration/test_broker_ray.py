@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import secrets
 import signal
 from collections.abc import Iterator
@@ -26,12 +25,11 @@ from tests.support.broker import (
     until,
     wait_until_gone,
 )
+from tests.support.ray_cluster import add_node, local_cluster
 from tests.support.servables import direct_scores, shared_servable, tiny_net
 
 pytestmark = pytest.mark.slow
 
-LOOPBACK = "127.0.0.2"
-"""Ray takes 127.0.0.1 for the address that other machines see."""
 TINY = ModelKey("tiny", "1.0.0")
 
 
@@ -40,37 +38,8 @@ def cluster() -> Iterator[Any]:
     """A head without a slot, so that it is never the node that is lost, and one node more."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed")
-    saved = dict(os.environ)
-    # Before the import, which reads it. All nodes inherit one token, no file holds it.
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 1,
-            "object_store_memory": 80 * 2**20,
-            "include_dashboard": False,
-            "node_ip_address": LOOPBACK,
-        },
-    )
-    try:
+    with local_cluster() as made:
         yield made
-    finally:
-        import ray
-
-        ray.shutdown()
-        made.shutdown()
-        os.environ.clear()
-        os.environ.update(saved)
-
-
-def add_node(cluster: Any) -> Any:
-    return cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, node_ip_address=LOOPBACK)
 
 
 async def test_batches_run_on_two_nodes_and_one_that_is_lost_costs_its_part_alone(cluster: Any):

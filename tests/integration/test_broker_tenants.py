@@ -229,7 +229,7 @@ async def test_work_of_a_client_that_left_never_reaches_the_device(
     try:
         headers = {"Authorization": keys["plain"]}
         first = asyncio.create_task(predict(broker.url, images.png(), headers=headers))
-        await until(lambda: scheduler._running is not None)
+        await until(lambda: scheduler._runs.running is not None)
         leaving = asyncio.create_task(predict(broker.url, images.png(), headers=headers))
         await until(lambda: scheduler.queued(model) == 1)
         leaving.cancel()  # closes its connection

@@ -137,7 +137,9 @@ async def test_a_hung_worker_is_stopped_and_its_batch_answered_by_the_next_one()
         with stopped(pid):
             outcome = await executor.run(TINY, [BatchItem(images.png())] * 2)
         assert not any(isinstance(result, e.NearfarError) for result in outcome.results)
+        assert outcome.interrupted
         assert not is_running(pid)
+        assert not (await executor.run(TINY, [BatchItem(images.png())])).interrupted
     finally:
         await executor.close()
 

@@ -44,8 +44,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, calibration: Path) -> Path:
-    return convert_digits(tmp_path_factory.mktemp("bundle"), calibration)
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, calibration: Path, scratch: Path) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(scratch))
+        return convert_digits(tmp_path_factory.mktemp("bundle"), calibration)
 
 
 def _verify(bundle: Path, photos: Path, *, labels: bool = False) -> Report:
@@ -67,6 +74,12 @@ def test_bundle_holds_every_variant_reference_and_golden_vectors(bundle: Path) -
     used = json.loads((bundle / "calibration.json").read_text())
     assert manifest.provenance.calibration is not None
     assert manifest.provenance.calibration.images == len(used) == 64
+
+
+def test_a_conversion_leaves_no_temporary_file(bundle: Path, scratch: Path) -> None:
+    assert bundle.is_dir()
+    left = {path.name.partition("_")[0] for path in scratch.iterdir()}
+    assert left <= {"torchinductor"}, "the cache of torch has one folder a user, for all runs"
 
 
 def test_no_file_of_the_bundle_names_this_machine(bundle: Path) -> None:

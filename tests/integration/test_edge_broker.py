@@ -227,6 +227,7 @@ def test_a_private_authority_is_trusted_for_its_own_names_only(tmp_path: Path) -
 # Ends -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["ok", "black_hole"])
 def test_a_program_that_forgets_to_close_still_ends(fault: str) -> None:
     script = (

@@ -252,7 +252,7 @@ async def test_a_request_survives_a_network_change_and_runs_once(broker: Running
         first = transport._session
         with held(broker) as gate:
             task = asyncio.create_task(upload(transport, images.png(5)))
-            await until(lambda: broker.services.scheduler._running is not None)
+            await until(lambda: broker.services.scheduler._runs.running is not None)
             for connection in tuple(relay._open):
                 connection.abort()
             await until(lambda: transport._session is not first and transport.session_open)
@@ -291,7 +291,7 @@ async def test_a_broker_that_goes_away_is_a_typed_error():
         await until(lambda: transport.session_open)
         with held(stopping):
             task = asyncio.create_task(upload(transport, images.png(), 3000))
-            await until(lambda: stopping.services.scheduler._running is not None)
+            await until(lambda: stopping.services.scheduler._runs.running is not None)
             stopping.services.sessions.drain()
             await until(lambda: not transport.session_open)
             await stopping.services.scheduler.close()

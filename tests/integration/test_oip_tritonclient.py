@@ -342,7 +342,10 @@ def test_other_refusals(client: triton.InferenceServerClient):
         ({"inputs": [good], "outputs": wanted("scores", "scores")}, "twice"),
         ({"inputs": [good], "outputs": wanted("answer_labels", class_count=2)}, "own outputs"),
         ({"inputs": [good], "sequence_id": 4}, "keep no state"),
-        ({"inputs": [good], "model_version": "2"}, "served in version '1.0.0' only"),
+        (
+            {"inputs": [good], "model_version": "2"},
+            "no version or alias of this name; it is served in version '1.0.0'",
+        ),
     ]
     for arguments, text in refused:
         with pytest.raises(InferenceServerException, match=text):

@@ -200,6 +200,7 @@ async def test_two_uploads_share_the_link() -> None:
             await client.close()
 
 
+@pytest.mark.slow
 async def test_an_outage_blocks_and_then_everything_arrives() -> None:
     schedule = LinkSchedule(
         (_segment(0.2, 8.0, 50.0), _segment(0.6, 0.0, 0.0), _segment(9.0, 8.0, 50.0))
@@ -278,6 +279,7 @@ async def test_a_dead_target_closes_the_connection() -> None:
                 await client.upload_s(10)
 
 
+@pytest.mark.slow
 async def test_restart_replays_the_schedule() -> None:
     schedule = LinkSchedule((_segment(0.4, 0.8, 50.0), _segment(9.0, 80.0, 50.0)))
     async with _count_server() as (port, _), Relay("127.0.0.1", port, schedule) as relay:

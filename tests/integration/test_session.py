@@ -311,9 +311,9 @@ async def test_a_cancel_of_queued_work_leaves_the_queue_at_once(broker: RunningB
     async with device(broker.url) as opened:
         with held(broker) as gate:
             first = await opened.ask(images.png(1))
-            await until(lambda: scheduler._running is not None)
+            await until(lambda: scheduler._runs.running is not None)
             waiting = [await opened.ask(images.png(seed), key=f"cancel-{seed}") for seed in (2, 3)]
-            key = scheduler._running.model
+            key = scheduler._runs.running.model
             await until(lambda: scheduler.queued(key) == 2)
             await opened.write(*(Cancel(id=number) for number in waiting))
             await until(lambda: scheduler.queued(key) == 0)
@@ -340,10 +340,10 @@ async def test_a_lost_connection_ends_what_it_carried(broker: RunningBroker):
     with held(broker):
         async with device(broker.url) as opened:
             await opened.ask(images.png(1))
-            await until(lambda: scheduler._running is not None)
+            await until(lambda: scheduler._runs.running is not None)
             await opened.ask(images.png(2))
             await opened.ask(LARGE, upload=False)
-            key = scheduler._running.model
+            key = scheduler._runs.running.model
             await until(lambda: scheduler.queued(key) == 2)
         await until(lambda: scheduler.queued(key) == 0)
     await until(lambda: broker.services.in_flight == 0)
@@ -371,7 +371,7 @@ async def test_a_retry_after_a_lost_connection_joins_the_run_that_goes_on(broker
     with held(broker) as gate:
         async with device(broker.url) as lost:
             await lost.ask(LARGE, key="joined")
-            await until(lambda: scheduler._running is not None)
+            await until(lambda: scheduler._runs.running is not None)
         async with device(broker.url) as opened:
             number = await opened.ask(LARGE, upload=False, key="joined")
             assert (await opened.read_until(Admit, number)).received_bytes == len(LARGE)
@@ -387,7 +387,7 @@ async def test_a_post_that_was_cut_off_is_joined_by_its_retry(broker: RunningBro
     headers = {"Idempotency-Key": "posted"}
     with held(broker) as gate:
         cut = asyncio.create_task(predict(broker.url, LARGE, headers=headers))
-        await until(lambda: scheduler._running is not None)
+        await until(lambda: scheduler._runs.running is not None)
         cut.cancel()
         await asyncio.gather(cut, return_exceptions=True)
         await until(lambda: broker.services.in_flight == 0)

@@ -160,8 +160,8 @@ def test_a_terminated_conversion_leaves_no_file_and_no_process(tmp_path: Path) -
     )  # fmt: skip
     try:
         _until(lambda: any(scratch.glob("nearfar-convert-*/jobs/*.json")), 60)
+        _until(lambda: bool(_children(process.pid)))
         children = _children(process.pid)
-        assert children
         process.terminate()
         assert process.wait(30) == 143
     finally:

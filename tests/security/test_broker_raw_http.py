@@ -197,6 +197,7 @@ async def test_a_client_that_leaves_during_its_upload_frees_its_place(broker: Ru
     await until(lambda: broker.services.in_flight == 0)
 
 
+@pytest.mark.slow
 async def test_headers_that_take_too_long_end_the_connection(
     monkeypatch: pytest.MonkeyPatch,
 ):

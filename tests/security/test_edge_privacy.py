@@ -89,6 +89,7 @@ def sockets_of(body: str, url: str, tmp_path_factory: pytest.TempPathFactory) ->
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 def test_nothing_local_ever_makes_a_socket(tmp_path_factory: pytest.TempPathFactory) -> None:
     with FaultBroker() as broker:
         assert sockets_of(LOCAL, broker.url, tmp_path_factory) == ""

@@ -20,6 +20,7 @@ class SleepExecutor:
         self.image_ms = image_ms
         self.batches: list[tuple[str, list[bytes]]] = []
         self.fail_next: Exception | None = None
+        self.interrupt_next = False
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -33,7 +34,9 @@ class SleepExecutor:
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
-        return BatchOutcome(results=[self._answer(item.body) for item in batch])
+        results = [self._answer(item.body) for item in batch]
+        interrupted, self.interrupt_next = self.interrupt_next, False
+        return BatchOutcome(results=results, interrupted=interrupted)
 
     def _answer(self, body: bytes) -> EncodedAnswer | NearfarError:
         label = body.decode("latin-1")

@@ -77,6 +77,23 @@ def crashing_net() -> Any:
     return CrashingNet().eval()
 
 
+def failing_net() -> Any:
+    """``tiny_net``, but an all-white image makes the model raise: it looks beyond a table."""
+    import torch
+
+    class FailingNet(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+            self.table = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, images: Any) -> Any:
+            white = (images.amin((1, 2, 3)) >= 1.0).to(torch.int64) * 100
+            return self.inner(images) + torch.gather(self.table, 0, white)[:, None]
+
+    return FailingNet().eval()
+
+
 def greedy_net() -> Any:
     """``tiny_net``, but one image asks for 1 MiB of memory, two for 256, four for 64 GiB."""
     import torch
@@ -158,14 +175,16 @@ def write_servable(
     return target
 
 
-def renamed_servable(source: Path, target: Path, name: str) -> Path:
-    """A copy of a servable under another name, without exporting again."""
+def renamed_servable(source: Path, target: Path, name: str, version: str | None = None) -> Path:
+    """A copy of a servable under another name or version, without exporting again."""
     manifest = msgspec.json.decode((source / SERVABLE_NAME).read_bytes(), type=Servable)
     with atomic_directory(target) as work:
         for entry in manifest.files:
             (work / entry.path).write_bytes((source / entry.path).read_bytes())
         (work / SERVABLE_NAME).write_bytes(
-            canonical_json(msgspec.structs.replace(manifest, name=name))
+            canonical_json(
+                msgspec.structs.replace(manifest, name=name, version=version or manifest.version)
+            )
         )
     return target
 

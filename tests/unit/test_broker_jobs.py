@@ -263,6 +263,7 @@ async def test_jobs_survive_a_restart_with_keys_turns_and_answers(tmp_path: Path
         )
 
 
+@pytest.mark.slow
 async def test_a_job_that_ends_its_broker_each_time_is_given_up(tmp_path: Path):
     runner = Runner()
     runner.gate.clear()

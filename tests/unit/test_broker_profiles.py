@@ -84,6 +84,7 @@ def test_what_is_known_of_other_models_stays_in_the_file(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["latency.json"]
 
 
+@pytest.mark.slow
 async def test_a_broker_begins_with_what_the_one_before_it_learned(tmp_path: Path):
     state = tmp_path / "state"
     async with broker_here(shared_servable(), state=str(state)) as first:

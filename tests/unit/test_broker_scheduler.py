@@ -118,6 +118,33 @@ async def test_what_the_queue_delays_too_long_is_refused_as_overload():
     assert all("ask again later" in error.detail for error in overloaded)
 
 
+async def test_a_batch_that_hangs_shuts_the_door_before_its_watchdog_barks():
+    executor = SleepExecutor(fixed_ms=20)
+    async with running(executor, max_batch=1) as scheduler:
+        executor.gate.clear()
+        hanging = asyncio.create_task(ask(scheduler, b"h", left_s=30.0))
+        await until(lambda: len(executor.batches) == 1)
+        await asyncio.sleep(0.6)
+        with pytest.raises(Overloaded):
+            await ask(scheduler, b"x", left_s=0.4)
+        executor.gate.set()
+        assert await hanging == "h"
+        assert await ask(scheduler, b"x", left_s=30.0) == "x"
+
+
+async def test_a_batch_whose_worker_was_lost_does_not_count_as_slow():
+    executor = SleepExecutor(fixed_ms=20)
+    async with running(executor, max_batch=1) as scheduler:
+        executor.gate.clear()
+        executor.interrupt_next = True
+        lost = asyncio.create_task(ask(scheduler, b"l", left_s=30.0))
+        await asyncio.sleep(0.8)
+        executor.gate.set()
+        assert await lost == "l"
+        assert scheduler.learned()[A].mean_ms(1) < 400
+        assert await ask(scheduler, b"x", left_s=0.6) == "x"
+
+
 async def test_requests_due_later_do_not_count_as_ahead():
     executor = SleepExecutor(fixed_ms=60)
     async with running(executor, max_batch=1) as scheduler:

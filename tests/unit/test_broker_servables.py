@@ -95,15 +95,35 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path):
         find_servables(tmp_path / "nothing")
 
 
-def test_a_folder_of_servables_is_looked_through_one_level_deep(folder: Path, tmp_path: Path):
+def test_a_folder_is_looked_through_for_servables_and_for_name_and_version(
+    folder: Path, tmp_path: Path
+):
     renamed_servable(folder, tmp_path / "other", "other")
-    renamed_servable(folder, tmp_path / "deep" / "deeper", "hidden")
+    renamed_servable(folder, tmp_path / "many" / "1.0.0", "many")
+    renamed_servable(folder, tmp_path / "many" / "2.0.0", "many", "2.0.0")
+    renamed_servable(folder, tmp_path / "a" / "b" / "c", "hidden")
     shutil.copytree(folder, tmp_path / ".unfinished")
-    assert find_servables(tmp_path) == [tmp_path / "other", tmp_path / "tiny"]
-    assert [key.name for key in Repository.open([tmp_path]).keys] == ["other", "tiny"]
+    shutil.copytree(folder, tmp_path / "many" / ".unfinished")
+    shutil.copytree(folder, tmp_path / "other" / "inside")
+    found = [tmp_path / "many" / "1.0.0", tmp_path / "many" / "2.0.0"]
+    assert find_servables(tmp_path) == [*found, tmp_path / "other", tmp_path / "tiny"]
+    assert find_servables(tmp_path / "many") == found
+    shutil.rmtree(tmp_path / "other" / "inside")
+    assert Repository.open([tmp_path]).keys == (
+        ("many", "2.0.0"), ("many", "1.0.0"), ("other", "1.0.0"), ("tiny", "1.0.0"),
+    )  # fmt: skip
 
 
-def test_two_servables_of_one_name_are_refused(folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("place", ["other/1.0.0", "many/2.0.0"])
+def test_a_folder_of_another_name_or_version_than_its_servable_says_is_refused(
+    folder: Path, tmp_path: Path, place: str
+):
+    renamed_servable(folder, tmp_path / "models" / place, "many")
+    with pytest.raises(e.ConfigError, match=r"holds version '1\.0\.0' of 'many'"):
+        Repository.open([tmp_path / "models"])
+
+
+def test_two_servables_of_one_name_and_version_are_refused(folder: Path, tmp_path: Path):
     shutil.copytree(folder, tmp_path / "again")
     with pytest.raises(e.ConfigError, match="two servables are named 'tiny'"):
         Repository.open([tmp_path])

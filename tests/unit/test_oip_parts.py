@@ -63,7 +63,7 @@ def test_a_models_own_names_win_over_ours():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_has_its_datatype(dtype: Any):
     outputs = (TensorSpec(name="o", dtype=dtype, shape=(1, 3), layout="NC"),)
-    metadata: Any = Interface(opened("classification", outputs=outputs)).metadata
+    metadata: Any = Interface(opened("classification", outputs=outputs)).metadata(["1.0.0"])
     assert metadata["outputs"][0] == {"name": "o", "datatype": DATATYPES[dtype], "shape": [-1, 3]}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from broker.http.accept import answer_types, negotiate
 from broker.http.answering import Ask
+from broker.http.choosing import choose_version
 from broker.http.context import Services, Trace
 from broker.http.headers import (
     Query,
@@ -19,13 +20,14 @@ from edge_runtime.contract.wire import check_deadline_ms
 __all__ = ["read_ask"]
 
 
-def read_ask(services: Services, trace: Trace, frame: Request) -> Ask:
+def read_ask(services: Services, trace: Trace, frame: Request, address: str | None = None) -> Ask:
     """The request that ``frame`` announces; notes its model in ``trace``.
 
-    Raises what ``POST`` raises for the same words.
+    ``address``: of the device. Raises what ``POST`` raises for the same words.
     """
-    servable = services.repository.get(frame.model)
-    trace.model = servable.key
+    servable = choose_version(
+        services, trace, frame.model, frame.version, address=address, key=frame.key
+    )
     kind = body_kind(servable.task)
     media_type = known_media_type(frame.media_type, kind)
     bound_bytes = announced_bytes(frame.size_bytes, kind)
@@ -39,6 +41,7 @@ def read_ask(services: Services, trace: Trace, frame: Request) -> Ask:
     deadline_ms = check_deadline_ms(frame.deadline_ms)
     return Ask(
         servable=servable,
+        version=frame.version,
         kind=kind,
         media_type=media_type,
         size_bytes=frame.size_bytes,

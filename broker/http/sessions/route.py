@@ -61,7 +61,7 @@ async def session(request: web.Request) -> web.StreamResponse:
     if not connection.can_prepare(request):
         raise WireError("the WebSocket upgrade is incomplete: see RFC 6455 section 4.1")
     await connection.prepare(request)
-    await Session(services, connection, trace.principal).run()
+    await Session(services, connection, trace.principal, request.remote).run()
     return connection
 
 

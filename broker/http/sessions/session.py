@@ -82,6 +82,7 @@ class Session:
     """One upgraded connection, until its end.
 
     ``principal``: whom a header of the upgrade named, if one did; HELLO may leave it so.
+    ``address``: of the device.
     """
 
     def __init__(
@@ -89,12 +90,14 @@ class Session:
         services: Services,
         connection: web.WebSocketResponse,
         principal: Principal | None = None,
+        address: str | None = None,
     ) -> None:
         self._services = services
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._outbox = Outbox(services.telemetry)
         self._principal = principal
+        self._address = address
         self._upload_rate = UploadRate()
         self._exchanges: dict[int, _Exchange] = {}
         self._last_id = 0
@@ -325,7 +328,7 @@ class Session:
                 raise crowded
             if services.key_ring is not None and self._principal is not None:
                 services.key_ring.require_valid(self._principal)
-            ask = read_ask(services, trace, frame)
+            ask = read_ask(services, trace, frame, self._address)
             reply = await answer_once(services, trace, ask, self._upload_rate, exchange.upload)
             self._answer(frame, trace, reply)
             exchange.status = 200
