@@ -17,7 +17,6 @@ import contextlib
 import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +31,7 @@ import msgspec
 
 from benchmarks.machine import describe_machine
 from benchmarks.serving.load import GAVE_UP, Kind, Phase, Plan, Record
+from benchmarks.serving.measure import send
 from benchmarks.serving.processes import tree
 from edge_runtime import EdgeRuntime
 from edge_runtime.contract.errors import NearfarError
@@ -41,7 +41,6 @@ from tests.support.images import encode
 from tests.support.ray_cluster import add_node, local_cluster
 from tests.support.servables import crashing_net, greedy_net, write_servable
 
-ROOT: Final = Path(__file__).parents[1]
 DEADLINE_MS: Final = 200
 LATE_MS: Final = 50.0
 """A device's answer may come so much after its deadline on a busy machine."""
@@ -243,17 +242,6 @@ def _kind(folder: Path) -> Kind:
     return Kind(name="photo", head=head, body_path=str(path))
 
 
-def _load(plan: Plan) -> list[Record]:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.serving.load"],
-        input=msgspec.json.encode(plan),
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    return msgspec.json.decode(done.stdout, type=list[Record])
-
-
 def _good(record: Record) -> bool:
     return record.status == 200 and record.ms <= DEADLINE_MS
 
@@ -289,14 +277,14 @@ def measure(fault: Fault, folder: Path, cluster: Any = None) -> Finding:
         scene = Scene(broker, folder, model, cluster, node)
         port, kind = int(broker.url.rpartition(":")[2]), _kind(folder)
         closed = Plan(port=port, kinds=(kind,), give_up_ms=5000, callers=8, seconds=2.0)
-        capacity = sum(map(_good, _load(closed))) / 2.0
+        capacity = sum(map(_good, send(closed))) / 2.0
         phase = Phase(seconds=BEFORE_S + fault.after_s, per_s=max(capacity * fault.share, 5.0))
         plan = Plan(port=port, kinds=(kind,), give_up_ms=5000, phases=(phase,))
         pids = tree(broker.process.pid)
         with _devices(broker.url) as asks:
             records: list[Record] = []
             begun_s = time.monotonic()
-            loading = threading.Thread(target=lambda: records.extend(_load(plan)))
+            loading = threading.Thread(target=lambda: records.extend(send(plan)))
             loading.start()
             time.sleep(BEFORE_S)
             fault.strike(scene, stack)

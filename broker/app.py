@@ -80,7 +80,7 @@ async def running_services(
     )
     jobs = Jobs(
         Journal(None if settings.jobs is None else Path(settings.jobs)),
-        Execution(repository, scheduler, executor),
+        Execution(repository, scheduler),
         events,
     )
     shadows = Shadows(rollouts, scheduler, executor, telemetry.shadowed)

@@ -19,14 +19,13 @@ from edge_runtime.contract.errors import (
     NetworkUnreachable,
     error_from_code,
 )
-from edge_runtime.contract.files import read_bounded
+from edge_runtime.contract.key_file import read_key_file
 from edge_runtime.contract.wire import Problem
 
 __all__ = ["models"]
 
 _TIMEOUT_S: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 4 * 2**20
-_MAX_KEY_BYTES: Final = 4096
 
 
 def _common(command: Callable[..., None]) -> Callable[..., None]:
@@ -248,7 +247,7 @@ def _ask(
                 raise ConfigError(
                     "the key would be readable on its way: use https://, or --allow-plain-http"
                 )
-        headers["Authorization"] = f"Bearer {_read_key(key_file)}"
+        headers["Authorization"] = f"Bearer {read_key_file(key_file)}"
     data = None if body is None else msgspec.json.encode(body)
     status, answer = asyncio.run(_send(method, url.rstrip("/") + path, headers, data))
     try:
@@ -285,13 +284,3 @@ async def _send(
     if len(answer) > _MAX_ANSWER_BYTES:
         raise BrokerFault(f"{url} answered more than {_MAX_ANSWER_BYTES} bytes")
     return response.status, answer
-
-
-def _read_key(path: Path) -> str:
-    try:
-        key = read_bounded(path, _MAX_KEY_BYTES).decode("ascii").strip()
-    except UnicodeDecodeError:
-        key = ""
-    if not key or len(key.split()) != 1:
-        raise ConfigError(f"{path} must hold one API key and nothing else")
-    return key

@@ -165,6 +165,7 @@ class Telemetry:
             ("model", "version", "status"),
             registry=self.registry,
         )
+        self._by_version: dict[tuple[ModelKey, int], Counter] = {}
         self._connections = Gauge(
             "nearfar_connections", "Open connections.", registry=self.registry
         )
@@ -234,7 +235,11 @@ class Telemetry:
         ``code`` None beside an error: its client left. ``queue_ms`` and ``inference_ms``: in the
         queue and in its batch.
         """
-        self._version_requests.labels(model.name, model.version, str(status)).inc()
+        counted = self._by_version.get((model, status))
+        if counted is None:
+            counted = self._version_requests.labels(model.name, model.version, str(status))
+            self._by_version[model, status] = counted
+        counted.inc()
         if status < 400:
             self.statistics.answered(model, total_ms, queue_ms or 0.0, inference_ms or 0.0)
         else:

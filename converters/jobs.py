@@ -135,6 +135,8 @@ class Rounded(_Message, tag="rounded", kw_only=True):
 
     folded: int
     rounded: int
+    equalized: int = 0
+    """How many inputs and outputs of layers had their channels evened out."""
 
 
 class SensitivityJob(_Message, tag="sensitivity", kw_only=True):

@@ -16,6 +16,7 @@ from converters.jobs import (
     Sensitivity,
     SensitivityJob,
 )
+from converters.ready import EQUALIZED
 from converters.sources import Source, load_source
 from converters.tasks import ANCHORS_FILE, class_count, describe_model
 from converters.verify.metrics import chance_probability
@@ -275,6 +276,7 @@ def round_for_int8(job: RoundJob) -> Rounded:
     import torch
     from safetensors.torch import save_file
 
+    from converters.rewrites.equalize import equalize
     from converters.rewrites.fold import fold_batch_norm
     from converters.rewrites.rounding import round_weights, sample_count
 
@@ -286,6 +288,12 @@ def round_for_int8(job: RoundJob) -> Rounded:
     count = sample_count(pixels.shape)
     step = max(1, pixels.shape[0] // count)
     samples = torch.from_numpy(np.array(pixels[::step][:count]))
+    report_progress("evening out channels")
+    try:
+        factors = equalize(module, samples)
+    except Exception as error:  # a model may raise what it likes for another batch size
+        report_progress(f"channels are left as they are: {type(error).__name__}")
+        factors = {}
     try:
         rounded = round_weights(
             module,
@@ -296,8 +304,9 @@ def round_for_int8(job: RoundJob) -> Rounded:
         report_progress(f"weights are rounded one by one: {type(error).__name__}")
         rounded = 0
     values = {name: value.contiguous().clone() for name, value in module.state_dict().items()}
+    values |= {EQUALIZED + name: factor for name, factor in factors.items()}
     save_file(values, job.out_file)
-    return Rounded(folded=folded, rounded=rounded)
+    return Rounded(folded=folded, rounded=rounded, equalized=len(factors))
 
 
 def order_layers(job: SensitivityJob) -> Sensitivity:

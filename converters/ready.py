@@ -19,7 +19,10 @@ from edge_runtime.contract.errors import PrecisionRefused
 from edge_runtime.contract.preprocess import Preprocess
 from edge_runtime.contract.tensors import TensorSpec
 
-__all__ = ["ReadyModule", "ready_module", "rounded_module"]
+__all__ = ["EQUALIZED", "ReadyModule", "ready_module", "rounded_module"]
+
+EQUALIZED = "equalized/"
+"""Before the names of factors, beside the weights that ``round_for_int8`` chose."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -114,18 +117,27 @@ def rounded_module(
 ) -> tuple[Any, list[str]]:
     """A copy with batch norms folded and the weights that ``round_for_int8`` chose.
 
-    ``shape``: of one input. Layers to keep in floating point have their own weights. Also
+    ``shape``: of one input. Layers to keep in floating point have their own weights, of evened
+    out channels where the others have them. Also
     the names of the rewrites.
     """
     import torch
     from safetensors.torch import load_file
 
+    from converters.rewrites.equalize import apply_factors
     from converters.rewrites.fold import fold_batch_norm
 
     module = copy.deepcopy(source.module)
     generator = torch.Generator().manual_seed(0)
     folded = fold_batch_norm(module, torch.rand((2, *shape), generator=generator))
-    state = load_file(str(weights))
+    stored = load_file(str(weights))
+    state = {name: value for name, value in stored.items() if not name.startswith(EQUALIZED)}
+    factors = {
+        name.removeprefix(EQUALIZED): value
+        for name, value in stored.items()
+        if name.startswith(EQUALIZED)
+    }
+    apply_factors(module, factors)
     own = module.state_dict()
     for name in state:
         if name.rpartition(".")[0] in keep and name in own:
@@ -135,6 +147,8 @@ def rounded_module(
             layer.bias = torch.nn.Parameter(state[f"{name}.bias"], requires_grad=False)
     module.load_state_dict(state, strict=True)
     names = ["round_weights"]
+    if factors:
+        names.insert(0, "equalize_channels")
     if folded:
         names.insert(0, "fold_batch_norm")
     return module, names

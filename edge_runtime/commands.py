@@ -10,9 +10,9 @@ import click
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ContractError, NearfarError
+from edge_runtime.contract.key_file import read_key_file
 from edge_runtime.contract.tasks import ClassificationTask, GenerationTask
 from edge_runtime.contract.wire import MAX_SEED
-from edge_runtime.key_file import read_key_file
 from edge_runtime.output import explain as explained
 from edge_runtime.output import to_json, to_text
 from edge_runtime.policies.base import InferenceMode

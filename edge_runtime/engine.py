@@ -30,6 +30,7 @@ from edge_runtime.offload.uplink import Uplink
 from edge_runtime.offload.way import Way
 from edge_runtime.policies.base import Policy, Prices
 from edge_runtime.policies.registry import find_policy
+from edge_runtime.state import FolderClaim
 from edge_runtime.variants import select_variant
 
 __all__ = [
@@ -209,14 +210,18 @@ def close_parts(
     log: DecisionLog | None = None,
     end_jobs: Callable[[], None] = lambda: None,
     memory: Memory | None = None,
+    claim: FolderClaim | None = None,
 ) -> None:
     """Jobs, the network, then the local model, to which what was being uploaded falls back.
+
+    The state folder is another runtime's to use when nothing writes to it any longer.
 
     The garbage collector may call this in one of the threads to be ended; another one does
     it then, since no thread can wait for itself.
     """
     if threading.current_thread().name.startswith("nearfar-"):
-        threading.Thread(target=close_parts, args=(local, uplink, log, end_jobs, memory)).start()
+        parts = (local, uplink, log, end_jobs, memory, claim)
+        threading.Thread(target=close_parts, args=parts).start()
         return
     end_jobs()
     if uplink is not None:
@@ -227,5 +232,7 @@ def close_parts(
         local.close()
     if memory is not None:
         memory.close()
+    if claim is not None:
+        claim.close()
     if log is not None:
         log.close()

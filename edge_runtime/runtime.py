@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import ssl
 import threading
@@ -46,7 +47,7 @@ from edge_runtime.policies.base import Budgets, InferenceMode, Policy, Prices
 from edge_runtime.request import Request
 from edge_runtime.results import Counts, InferenceSource, Result, Status
 from edge_runtime.seed import Seed
-from edge_runtime.state import open_folder
+from edge_runtime.state import FolderClaim
 from edge_runtime.waiting import wait, wait_async
 
 __all__ = ["EdgeRuntime"]
@@ -141,66 +142,70 @@ class EdgeRuntime(Later):
             transports = {}
         self._bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
         task = self._bundle.manifest.task
-        kept = None if state is None else open_folder(Path(state))
-        memory = None if kept is None else Memory(kept)
-        sink, own_log = open_log(log)
-        local, local_error = None, None
-        if chosen.uses_local:
-            local, local_error = load_local(
-                self._bundle,
-                variant,
-                fits_ms=self._deadline_ms / 2,
-                threads=threads,
-                connected=bool(transports),
-                memory=memory,
-            )
-        source = conditions or UnknownConditions()
-        uplink = None
-        if transports:
-            uplink = connect(
-                transports,
-                self._bundle,
-                cloud_model=cloud_model,
-                image_type="image/jpeg" if jpeg_answers else "image/png",
-                api_key=api_key,
-                source=source,
-                memory=memory,
-                early=chosen.prewarms or local is None,
-            )
-        self._engine = Engine(
-            task=task,
-            policies=Calibrated(
-                chosen,
-                None if local is None else GainLookup(self._bundle, local.variant.sha256),
-            ),
-            local=local,
-            local_error=local_error,
-            uplink=uplink,
-            conditions=source,
-            prices=prices or Prices(),
-            history=History(budgets or Budgets()),
-            recorder=None
-            if sink is None
-            else Recorder(
-                sink,
+        claim = None if state is None else FolderClaim(Path(state))
+        with contextlib.ExitStack() as undo:
+            if claim is not None:
+                undo.callback(claim.close)
+            memory = None if state is None else Memory(Path(state))
+            sink, own_log = open_log(log)
+            local, local_error = None, None
+            if chosen.uses_local:
+                local, local_error = load_local(
+                    self._bundle,
+                    variant,
+                    fits_ms=self._deadline_ms / 2,
+                    threads=threads,
+                    connected=bool(transports),
+                    memory=memory,
+                )
+            source = conditions or UnknownConditions()
+            uplink = None
+            if transports:
+                uplink = connect(
+                    transports,
+                    self._bundle,
+                    cloud_model=cloud_model,
+                    image_type="image/jpeg" if jpeg_answers else "image/png",
+                    api_key=api_key,
+                    source=source,
+                    memory=memory,
+                    early=chosen.prewarms or local is None,
+                )
+            self._engine = Engine(
                 task=task,
-                bundle=f"{self._bundle.manifest.name}@{self._bundle.manifest.version}",
-                variant=None if local is None else local.variant.id,
-            ),
-        )
-        self._jobs = JobBook(
-            self._engine,
-            self._bundle.manifest.name,
-            None if state is None else Path(state) / "jobs",
-        )
-        self._uplink = uplink
-        self._jobs.resume_deferred()
-        self._lock = threading.Lock()
-        self._counts = Counts()
-        # Also runs when the object is dropped, and when the program ends.
-        self._finalizer = weakref.finalize(
-            self, close_parts, local, uplink, own_log, self._jobs.close, memory
-        )
+                policies=Calibrated(
+                    chosen,
+                    None if local is None else GainLookup(self._bundle, local.variant.sha256),
+                ),
+                local=local,
+                local_error=local_error,
+                uplink=uplink,
+                conditions=source,
+                prices=prices or Prices(),
+                history=History(budgets or Budgets()),
+                recorder=None
+                if sink is None
+                else Recorder(
+                    sink,
+                    task=task,
+                    bundle=f"{self._bundle.manifest.name}@{self._bundle.manifest.version}",
+                    variant=None if local is None else local.variant.id,
+                ),
+            )
+            self._jobs = JobBook(
+                self._engine,
+                self._bundle.manifest.name,
+                None if state is None else Path(state) / "jobs",
+            )
+            self._uplink = uplink
+            self._jobs.resume_deferred()
+            self._lock = threading.Lock()
+            self._counts = Counts()
+            # Also runs when the object is dropped, and when the program ends.
+            self._finalizer = weakref.finalize(
+                self, close_parts, local, uplink, own_log, self._jobs.close, memory, claim
+            )
+            undo.pop_all()
 
     # Answers --------------------------------------------------------------------------
 

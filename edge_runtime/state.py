@@ -5,11 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import weakref
 from pathlib import Path
 
 from edge_runtime.contract.errors import ConfigError
 
-__all__ = ["open_folder", "remove_file", "write_atomic"]
+try:
+    import fcntl
+except ImportError:  # Windows: two runtimes in one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["FolderClaim", "open_folder", "remove_file", "write_atomic"]
+
+_CLAIM_NAME = ".claim"
 
 
 def open_folder(path: Path) -> Path:
@@ -24,6 +32,35 @@ def open_folder(path: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot use the folder {path} ({error.strerror})") from None
     return path
+
+
+class FolderClaim:
+    """One runtime in one folder: two would send each deferred image twice.
+
+    A lock of the system's (flock), which ends with the process however that ends. Raises
+    ``ConfigError`` where another runtime, of this process or another one, holds it. Claimed
+    before anything is read there or cleaned up.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(folder / _CLAIM_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"cannot use the folder {folder} ({error.strerror})") from None
+        self.close = weakref.finalize(self, os.close, descriptor)
+        """Give it back; also when the object is dropped. Closing twice does nothing."""
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(
+                f"another runtime uses the folder {folder}: close it first, or give each runtime "
+                "a state folder of its own"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
 
 
 def write_atomic(path: Path, data: bytes) -> None:

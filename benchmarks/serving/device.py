@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import math
 import os
 import struct
 import sys
@@ -28,22 +29,31 @@ from broker.models.servable import ModelKey, OpenedServable
 from edge_runtime.contract.tasks import Prediction
 from edge_runtime.contract.wire import EncodedAnswer
 
-__all__ = ["DEVICE_VARIABLE", "SleepDevice", "main"]
+__all__ = ["DEVICE_VARIABLE", "SleepDevice", "main", "waited_share"]
 
 DEVICE_VARIABLE = "NEARFAR_BENCH_DEVICE"
 """Fixed and per-image milliseconds, with a comma."""
 _PIPE_BYTES = 2**20
 _LENGTH = struct.Struct("<I")
-_SCORES = (Prediction(index=0, label="0", score=1.0),)
+_PAUSE_S = 0.5
+"""A longer wait is no load."""
+_WAITED = "device waited: "
 
 
 class SleepDevice:
     """Sends each batch, bodies and all, to the process that sleeps."""
 
+    depth = 2
+    """As the broker's own worker."""
+
     def __init__(
         self, servables: Sequence[OpenedServable], options: ExecutorOptions, events: EventSink
     ) -> None:
+        # A device that answers always the same, by a label that the model has.
+        label = servables[0].labels[0] if servables and servables[0].labels else "0"
+        self._answer = EncodedAnswer(predictions=(Prediction(index=0, label=label, score=1.0),))
         self._process: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
         self._batches = 0
         self._images = 0
 
@@ -67,11 +77,12 @@ class SleepDevice:
         assert process.stdout is not None
         payload = msgspec.msgpack.encode([item.body for item in batch])
         process.stdin.writelines((_LENGTH.pack(len(payload)), payload))
-        await process.stdin.drain()
-        await process.stdout.readexactly(_LENGTH.size)
+        async with self._turn:
+            await process.stdin.drain()
+            await process.stdout.readexactly(_LENGTH.size)
         self._batches += 1
         self._images += len(batch)
-        return BatchOutcome(results=[EncodedAnswer(predictions=_SCORES) for _ in batch])
+        return BatchOutcome(results=[self._answer] * len(batch))
 
     def ready_in_s(self) -> float:
         """It is ready from the start."""
@@ -95,14 +106,29 @@ class SleepDevice:
 
 
 def main() -> None:
-    """The process: read a batch, sleep, say that it is done."""
+    """The process: read a batch, sleep, say that it is done; in the end, how long it waited."""
     fixed_ms, image_ms = map(float, os.environ[DEVICE_VARIABLE].split(","))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
+    worked_s = waited_s = 0.0
+    ended_s = -math.inf
     while len(header := source.read(_LENGTH.size)) == _LENGTH.size:
         bodies = msgspec.msgpack.decode(source.read(_LENGTH.unpack(header)[0]), type=list[bytes])
+        began_s = time.perf_counter()
+        if began_s - ended_s < _PAUSE_S:
+            waited_s += began_s - ended_s
         time.sleep((fixed_ms + len(bodies) * image_ms) / 1e3)
+        ended_s = time.perf_counter()
+        worked_s += ended_s - began_s
         sink.write(header)
         sink.flush()
+    if worked_s:
+        print(f"{_WAITED}{waited_s / (waited_s + worked_s):.4f}", file=sys.stderr, flush=True)
+
+
+def waited_share(log: str) -> float | None:
+    """Of its time under load, from the last words of the device in a broker's log; None: none."""
+    said = log.rpartition(_WAITED)[2] if _WAITED in log else ""
+    return float(said.split()[0]) if said else None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from benchmarks.serving.load import GAVE_UP, Plan, Record
 from benchmarks.serving.processes import cpu_s
 from benchmarks.serving.targets import ROOT, Target
 
-__all__ = ["Run", "quantile", "run_load", "summary"]
+__all__ = ["Run", "quantile", "run_load", "send", "summary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,14 @@ class Run:
 
 
 def run_load(target: Target, plan: Plan) -> Run:
-    """Run ``plan`` in a process of its own; its processor time is nobody's but its own."""
+    """Run ``plan``, whose processor time is nobody's but its own process's."""
     before_s = cpu_s(target.pid)
+    records = send(plan)
+    return Run(records, cpu_s(target.pid) - before_s, round(os.getloadavg()[0], 2))
+
+
+def send(plan: Plan) -> list[Record]:
+    """Run ``plan`` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.serving.load"],
         input=msgspec.json.encode(plan),
@@ -39,8 +45,7 @@ def run_load(target: Target, plan: Plan) -> Run:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
-    records = msgspec.json.decode(done.stdout, type=list[Record])
-    return Run(records, cpu_s(target.pid) - before_s, round(os.getloadavg()[0], 2))
+    return msgspec.json.decode(done.stdout, type=list[Record])
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:

@@ -14,25 +14,38 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CONFIGURATIONS", "PEERS", "environment_of", "installed_versions"]
+__all__ = ["CONFIGURATIONS", "PEERS", "QUICK", "environment_of", "installed_versions"]
 
 _FOLDER: Final = Path(__file__).parents[2] / "build" / "peers"
 
 PEERS: Final[dict[str, tuple[str, ...]]] = {
+    "bentoml": ("bentoml==1.4.39",),
     "fastapi": ("fastapi", "uvicorn[standard]"),
     "litserve": ("litserve==0.2.19", "python-multipart"),
+    "mlserver": ("mlserver==1.7.1", "uvloop<0.22"),
     "pytriton": ("nvidia-pytriton==0.7.0",),
+    "ray": ("ray[serve]==2.60.0",),
 }
-"""What to install. LitServe needs python-multipart and does not name it."""
+"""What to install. LitServe needs python-multipart and does not name it; MLServer's workers find
+no event loop in a newer uvloop."""
 
 CONFIGURATIONS: Final[dict[str, tuple[str, ...]]] = {
     "fastapi": ("fastapi",),
     "litserve": ("litserve", "litserve tuned"),
     "pytriton": ("pytriton", "pytriton tuned"),
+    "bentoml": ("bentoml", "bentoml tuned"),
+    "mlserver": ("mlserver",),
+    "ray": ("ray", "ray tuned"),
 }
 """How each is run: as it comes, and where it has settings for overload with those set."""
 
+QUICK: Final = ("fastapi", "litserve", "pytriton")
+"""Those that start within seconds: all that a quick run has time for."""
+
 _SHOWN: Final = {
+    "bentoml": ("bentoml",),
+    "mlserver": ("mlserver",),
+    "ray": ("ray",),
     "fastapi": ("fastapi", "uvicorn"),
     "litserve": ("litserve",),
     "pytriton": ("nvidia-pytriton",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cpu_s", "has_mapped", "pss_bytes", "tree"]
+__all__ = ["cpu_s", "has_mapped", "pss_bytes", "started_ticks", "tree"]
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -20,6 +20,12 @@ def tree(root: int) -> list[int]:
     for pid in found:
         found += children.get(pid, [])
     return found
+
+
+def started_ticks(pid: int) -> int | None:
+    """When a process began, so that its number can be told from a later one's; None: it ended."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
 
 
 def cpu_s(root: int) -> float:

@@ -23,18 +23,24 @@ def print_finding(finding: Finding) -> None:
     for line in table:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print("  " + "  ".join(cells).rstrip(), flush=True)
+    if finding.note:
+        print(f"  {finding.note}", flush=True)
     for demand, met in finding.passed.items():
         print(f"  {'met    ' if met else 'NOT MET'} {demand}", flush=True)
 
 
-def print_verdict(passed: Mapping[str, bool], skipped: Sequence[str], path: Path) -> None:
+def print_verdict(
+    passed: Mapping[str, bool], skipped: Mapping[str, str], left_out: Sequence[str], path: Path
+) -> None:
     """The last lines."""
     failed = [demand for demand, met in passed.items() if not met]
     print(f"\n{len(passed) - len(failed)} of {len(passed)} demands met; {path}")
     for demand in failed:
         print(f"  not met: {demand}")
+    if left_out:
+        print(f"  no time for: {', '.join(left_out)}")
     if skipped:
-        print(f"  skipped, not installed (make peers): {', '.join(skipped)}")
+        print(f"  skipped: {', '.join(f'{peer} ({why})' for peer, why in skipped.items())}")
 
 
 def _cell(value: object) -> str:

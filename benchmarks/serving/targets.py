@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -22,6 +24,7 @@ from benchmarks.serving import models
 from benchmarks.serving.device import DEVICE_VARIABLE
 from benchmarks.serving.load import Kind
 from benchmarks.serving.peers import environment_of
+from benchmarks.serving.processes import started_ticks, tree
 from benchmarks.serving.workload import Work
 from broker.accounts.keys import KeyFile
 
@@ -29,7 +32,7 @@ __all__ = ["Target", "Tenant", "start"]
 
 ROOT: Final = Path(__file__).parents[2]
 NEARFAR: Final = "nearfar"
-_START_S = 120.0
+_START_S = 240.0
 _BOUNDARY = "nearfar-benchmark"
 
 
@@ -106,20 +109,34 @@ def _form(
         headers["Inference-Header-Content-Length"] = str(len(said))
         return "/v2/models/m/infer", headers, said + counted
     if server == "litserve":
-        opening = (
-            f"--{_BOUNDARY}\r\nContent-Disposition: form-data; "
-            'name="content"; filename="x.jpg"\r\nContent-Type: application/octet-stream\r\n\r\n'
-        )
-        framed = opening.encode() + body + f"\r\n--{_BOUNDARY}--\r\n".encode()
-        return "/predict", {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, framed
+        return "/predict", *_multipart(body)
+    if server == "bentoml":
+        return "/predict", *_multipart(body)
+    if server == "mlserver":
+        sent = {"name": "content", "shape": [1], "datatype": "BYTES",
+                "data": [base64.b64encode(body).decode()]}  # fmt: skip
+        framed = json.dumps({"inputs": [sent]}).encode()
+        return "/v2/models/m/infer", {"Content-Type": "application/json"}, framed
     return "/predict", {"Content-Type": "application/octet-stream"}, body
+
+
+def _multipart(body: bytes) -> tuple[dict[str, str], bytes]:
+    opening = (
+        f"--{_BOUNDARY}\r\nContent-Disposition: form-data; "
+        'name="content"; filename="x.jpg"\r\nContent-Type: application/octet-stream\r\n\r\n'
+    )
+    framed = opening.encode() + body + f"\r\n--{_BOUNDARY}--\r\n".encode()
+    return {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}, framed
 
 
 @contextlib.contextmanager
 def start(
     name: str, work: Work, folder: Path, tenants: tuple[Tenant, ...] = (Tenant(),)
 ) -> Iterator[Target]:
-    """A server for the length of the block; ``name``: the broker, or a peer with configuration."""
+    """A server for the length of the block; ``name``: the broker, or a peer with configuration.
+
+    Without ``tenants`` the broker asks nobody for a key.
+    """
     folder.mkdir(parents=True)
     starter = _nearfar(work, folder, tenants) if name == NEARFAR else _peer(name, work, folder)
     with starter as target:
@@ -129,6 +146,7 @@ def start(
 @contextlib.contextmanager
 def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[Target]:
     keys = KeyFile(folder / "keys.json")
+    asked = ["--keys", str(keys.path)] if tenants else []
     tokens = {tenant.name: _add_key(keys, tenant) for tenant in tenants}
     command = [
         sys.executable,
@@ -139,7 +157,7 @@ def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[
         "0",
         "--json-ready",
     ]
-    command += ["--models", work.servable, "--keys", str(keys.path), "--device", "cpu"]
+    command += ["--models", work.servable, *asked, "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if work.kind == "sleep":
         _write_entry_point(folder / "plugin")
@@ -147,7 +165,7 @@ def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[
         environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{folder / 'plugin'}"
         environment[DEVICE_VARIABLE] = f"{work.fixed_ms},{work.image_ms}"
     else:
-        command += ["--threads", str(work.threads)]
+        command += ["--threads", str(work.threads), "--runtime", work.runtime]
     if work.max_batch != 8:
         command += ["--max-batch", str(work.max_batch)]
     with _running(command, environment, folder / "log") as process:
@@ -204,14 +222,20 @@ def _running(
     try:
         yield process
     finally:
+        started = {pid: started_ticks(pid) for pid in tree(process.pid)[1:]}
         process.terminate()
         try:
             process.wait(15)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        # Children of a peer that outlived it, in its group and out of it.
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)  # children of a peer that outlived it
+            os.killpg(process.pid, signal.SIGKILL)
+        for pid, ticks in started.items():
+            if ticks is not None and started_ticks(pid) == ticks:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         assert process.stdout is not None
         process.stdout.close()
 

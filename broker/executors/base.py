@@ -31,6 +31,7 @@ __all__ = [
     "RuntimeName",
     "TensorAnswer",
     "create_executor",
+    "depth_of",
     "not_in_memory",
 ]
 
@@ -136,7 +137,7 @@ class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Executor(Protocol):
-    """Runs batches. One caller at a time, on one event loop."""
+    """Runs batches. One caller at a time, on one event loop; see ``depth_of`` for two."""
 
     async def start(self) -> None:
         """Load the models and return once they can run.
@@ -174,6 +175,15 @@ class Executor(Protocol):
 
     async def close(self) -> None:
         """Free everything; the processes it started have ended when this returns."""
+
+
+def depth_of(executor: Executor) -> int:
+    """How many batches may be with the executor: its attribute ``depth``, else one.
+
+    With 2, ``run`` is called for a next batch while one runs: it waits there, near the device,
+    and starts when that one ends. Batches end in the order they were given.
+    """
+    return int(getattr(executor, "depth", 1))
 
 
 def not_in_memory(model: ModelKey) -> ModelNotFound:

@@ -10,7 +10,14 @@ from typing import Any
 from broker.executors.base import Device
 from edge_runtime.contract.errors import BackendUnavailable, ConfigError
 
-__all__ = ["decode_threads", "import_torch", "pick_device", "release_memory", "use_threads"]
+__all__ = [
+    "decode_threads",
+    "forget_traces",
+    "import_torch",
+    "pick_device",
+    "release_memory",
+    "use_threads",
+]
 
 
 def decode_threads() -> int:
@@ -33,6 +40,24 @@ def release_memory(device: str) -> None:
         import_torch().cuda.empty_cache()
     with contextlib.suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_traces() -> None:
+    """Empty torch's caches of traced operators, which hold the shapes of every program loaded.
+
+    They would grow by some 20 KB with each load for as long as the process lives: one of them,
+    of ``ShapeEnv.constrain_symbol_range``, has no bound.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    for cached in (FakeTensorMode, *vars(ShapeEnv).values()):
+        while cached is not None:  # decorators hide the cache below them
+            clear = getattr(cached, "cache_clear", None)
+            if callable(clear):
+                clear()
+                break
+            cached = getattr(cached, "__wrapped__", None)
 
 
 def use_threads(threads: int) -> None:

@@ -55,7 +55,15 @@ class Child:
 
     async def send(self, message: frames.ToWorker) -> None:
         """Raises ``ConnectionError`` when it is gone."""
+        self.put(message)
+        await self.drain()
+
+    def put(self, message: frames.ToWorker) -> None:
+        """Send without waiting for the pipe to take it; see ``drain``."""
         self.writer.write(frames.encode_frame(message))
+
+    async def drain(self) -> None:
+        """Wait until the pipe took what was sent. Raises ``ConnectionError`` when it is gone."""
         await self.writer.drain()
 
     async def receive(self) -> frames.FromWorker:

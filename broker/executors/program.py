@@ -27,7 +27,12 @@ from broker.executors.base import (
     TensorAnswer,
 )
 from broker.executors.decoding import decode_jpeg
-from broker.executors.device import decode_threads, import_torch, release_memory
+from broker.executors.device import (
+    decode_threads,
+    forget_traces,
+    import_torch,
+    release_memory,
+)
 from broker.executors.runtimes.base import (
     Affine,
     ModelRuntime,
@@ -162,6 +167,7 @@ class TorchProgram:
         """Give its memory back to the system, and to other processes on the device."""
         self._runtime.free()
         self._decoders.shutdown(wait=False)
+        forget_traces()
         gc.collect()
         release_memory(self._device)
 

@@ -8,7 +8,8 @@ answered with an error and not taken again, the others get their answers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from broker.executors import frames
@@ -51,6 +52,9 @@ class _Lost(WorkerLost):
 class WorkerExecutor:
     """Runs batches in one supervised child process."""
 
+    depth = 2
+    """A second batch lies in the child's pipe while the first one runs."""
+
     def __init__(
         self, servables: Sequence[OpenedServable], options: ExecutorOptions, events: EventSink
     ) -> None:
@@ -61,6 +65,10 @@ class WorkerExecutor:
         self._quarantine = Quarantine()
         self._watchdog = Watchdog(options.hang_timeout_s)
         self._turn = asyncio.Lock()
+        self._in_line = 0
+        """Who waits for the turn."""
+        self._smooth: Child | None = None
+        """Who runs the batch whose turn it is, while nothing went wrong with it."""
         self._batches = 0
         self._images = 0
         self._lost = 0
@@ -85,21 +93,62 @@ class WorkerExecutor:
         rows = [row for row in range(len(batch)) if row not in results]
         interrupted = False
         if rows:
-            async with self._turn:
+            items = [batch[row] for row in rows]
+            sent_to = self._send_ahead(model, items)
+            async with self._my_turn(sent_to):
                 lost_before = self._lost
-                given = await self._run(model, [batch[row] for row in rows])
+                given = await self._run(model, items, sent_to)
                 interrupted = self._lost != lost_before
             results |= zip(rows, given, strict=True)
         ordered = [results[row] for row in range(len(batch))]
         return BatchOutcome(results=ordered, interrupted=interrupted)
 
-    async def _run(self, model: ModelKey, items: Sequence[BatchItem]) -> Sequence[Outcome]:
+    def _send_ahead(self, model: ModelKey, items: Sequence[BatchItem]) -> Child | None:
+        """Send a batch behind the one that runs, where nobody stands between; to whom, if so.
+
+        The child answers in the order of its frames: so no step may come between this and
+        standing in line.
+        """
+        child = self._supervisor.child
+        if child is None or child is not self._smooth or self._in_line:
+            return None
+        child.put(frames.RunBatch(model=model, items=tuple(items)))
+        return child
+
+    @contextlib.asynccontextmanager
+    async def _my_turn(self, sent_to: Child | None = None) -> AsyncIterator[None]:
+        self._in_line += 1
+        try:
+            await self._turn.acquire()
+        except asyncio.CancelledError:
+            if sent_to is not None:
+                self._supervisor.abandon(sent_to)  # its answer would be taken for another's
+            raise
+        finally:
+            self._in_line -= 1
+        try:
+            yield
+        finally:
+            self._smooth = None
+            self._turn.release()
+
+    async def _run(
+        self, model: ModelKey, items: Sequence[BatchItem], sent_to: Child | None
+    ) -> Sequence[Outcome]:
+        if sent_to is not None and not self._supervisor.ready.is_set():
+            # It stood in line while the batch before it ended the child.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(_RECOVERY_S, self._supervisor.ready_in_s())):
+                    await self._ready_child()
         child = self._supervisor.child
         if child is None or not self._supervisor.ready.is_set():
             raise WorkerLost("the model's process is starting again: ask again shortly")
+        limit_s = self._limit_s(model, items)
         try:
-            return await self._attempt(child, model, items, self._limit_s(model, items))
+            # What was sent to another child than this one died with it, before its turn.
+            return await self._attempt(child, model, items, limit_s, sent=sent_to is child)
         except _Lost as lost:
+            self._smooth = None
             self._lost += 1
             self._events("batch_lost", {"model": model.name, "images": len(items)})
             return await self._one_by_one(model, items, lost)
@@ -145,15 +194,27 @@ class WorkerExecutor:
         return self._watchdog.limit_s(model, len(items))
 
     async def _attempt(
-        self, child: Child, model: ModelKey, items: Sequence[BatchItem], limit_s: float
+        self,
+        child: Child,
+        model: ModelKey,
+        items: Sequence[BatchItem],
+        limit_s: float,
+        *,
+        sent: bool | None = None,
     ) -> Sequence[Outcome]:
-        """One batch, once. Raises ``_Lost``; the child is gone then."""
+        """One batch, once. Raises ``_Lost``; the child is gone then.
+
+        ``sent``: whether the child has it already; None: nor may another one follow it.
+        """
         loop = asyncio.get_running_loop()
         started_s = loop.time()
         answer: frames.FromWorker = frames.Progress()
         try:
             async with asyncio.timeout(limit_s) as watchdog:
-                await child.send(frames.RunBatch(model=model, items=tuple(items)))
+                if not sent:
+                    child.put(frames.RunBatch(model=model, items=tuple(items)))
+                self._smooth = None if sent is None else child
+                await child.drain()
                 while isinstance(answer, frames.Progress):
                     answer = await child.receive()
                     watchdog.reschedule(loop.time() + limit_s)
@@ -196,7 +257,7 @@ class WorkerExecutor:
         if model in self._supervisor.servables:
             return
         servable = self._servables[model]
-        async with self._turn:
+        async with self._my_turn():
             ref = frames.ref_of(servable)
             answer = await self._control(frames.LoadModel(servable=ref))
             if isinstance(answer, frames.Failed):
@@ -213,7 +274,7 @@ class WorkerExecutor:
             return
         self._watchdog.forget(model)
         self._supervisor.loaded.pop(model, None)
-        async with self._turn:
+        async with self._my_turn():
             if self._supervisor.ready.is_set():
                 await self._control(frames.UnloadModel(model=model))
 

@@ -41,9 +41,12 @@ def choose_version(
     """
     principal = trace.principal
     who = ("", "") if principal is None else (principal.tenant, principal.key_id)
-    trace.caller = "\0".join((*who, address or ""))
     chosen = services.rollouts.choose(
-        name, version, caller=trace.caller, key=key or trace.request_id, tensors=tensors
+        name,
+        version,
+        caller=(*who, address or ""),
+        key=key or trace.request_id,
+        tensors=tensors,
     )
     trace.model = chosen.servable.key
     trace.split = chosen.split

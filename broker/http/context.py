@@ -68,8 +68,6 @@ class Trace:
     """Set once it is known to exist."""
     split: bool = False
     """Its version was drawn: how it ends counts in the canary's trial."""
-    caller: str = ""
-    """Who asks: tenant, key and address, for what sticks to callers."""
     admitted: bool = False
     joined: bool = False
     """A retry that waited for its first try, or got its answer."""

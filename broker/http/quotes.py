@@ -64,9 +64,10 @@ class BrokerLoad(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     """Requests whose answer has not gone out."""
     queue_delay_ms: int
-    """The longest of its models': for a client that asks for several, or knows no names yet."""
+    """The longest of its models' in memory: for a client that asks for several, or knows no names
+    yet."""
     models: tuple[ModelLoad, ...]
-    """Those in service, sorted by name."""
+    """All versions in service, by name, the highest of each first."""
 
 
 async def quote(request: web.Request) -> web.Response:
@@ -117,12 +118,18 @@ async def load(request: web.Request) -> web.Response:
         )
         for key in repository.serving
     )
+    residency = services.residency
+    ready_ms = [
+        model.queue_delay_ms
+        for model, key in zip(models, repository.serving, strict=True)
+        if residency is None or residency.resident(key)
+    ]
     return _json(
         BrokerLoad(
             ready=services.executor.ready_in_s() == 0.0 and not services.draining,
             draining=services.draining,
             in_flight=services.in_flight,
-            queue_delay_ms=max((model.queue_delay_ms for model in models), default=0),
+            queue_delay_ms=max(ready_ms, default=0),
             models=models,
         )
     )

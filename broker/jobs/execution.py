@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from broker.executors.base import BatchItem, Executor
+from broker.executors.base import BatchItem
 from broker.jobs.record import Job, JobAnswer
 from broker.models.repository import Repository
 from broker.scheduling.scheduler import Scheduler
@@ -32,16 +32,10 @@ class Execution:
 
     repository: Repository
     scheduler: Scheduler
-    executor: Executor
 
     def quiet(self) -> bool:
         """Nothing uploads, waits or runs, and a batch could start now."""
-        keys = self.repository.keys
-        return (
-            self.executor.ready_in_s() == 0.0
-            and not any(self.scheduler.queued(key) for key in keys)
-            and not any(self.scheduler.queue_delay_ms(key) for key in keys)
-        )
+        return self.scheduler.idle
 
     async def run(self, job: Job, body: bytes) -> tuple[JobAnswer, bytes]:
         """The answer and its body. Raises ``ModelNotFound`` and what ``submit`` raises."""

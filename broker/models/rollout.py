@@ -122,13 +122,19 @@ class Rollouts:
     # Requests ----------------------------------------------------------------------------
 
     def choose(
-        self, name: str, version: str | None, *, caller: str, key: str, tensors: bool = False
+        self,
+        name: str,
+        version: str | None,
+        *,
+        caller: tuple[str, ...],
+        key: str,
+        tensors: bool = False,
     ) -> Choice:
         """The version for a request; see ``draw`` for what sticks to it.
 
-        ``version``: a version or alias that it names; ``caller``: who asks; ``key``: its
-        idempotency key, or its own id where it has none; ``tensors``: it sends or takes tensors,
-        and so cannot be given a version with others. Raises ``ModelNotFound``.
+        ``version``: a version or alias that it names; ``caller``: who asks, its tenant first;
+        ``key``: its idempotency key, or its own id where it has none; ``tensors``: it sends or
+        takes tensors, and so cannot be given a version with others. Raises ``ModelNotFound``.
         """
         rules = self._rules.get(name)
         if version is None and rules is not None and rules.canary is not None:
@@ -137,7 +143,7 @@ class Rollouts:
                 stable = self._repository.get(name)
                 tried = self._repository.get(name, canary.version)
                 if not tensors or _same_tensors(stable, tried):
-                    unit = caller if canary.by == "caller" else f"{caller}\0{key}"
+                    unit = "\0".join(caller if canary.by == "caller" else (caller[0], key))
                     drawn = draw(name, canary.version, unit) < canary.percent
                     return Choice(tried if drawn else stable, split=True)
         return Choice(self._repository.get(name, version), split=False)
@@ -196,6 +202,16 @@ class Rollouts:
         if draw(model.name, shadow.version, unit) >= shadow.percent:
             return None
         return self._repository.get(model.name, shadow.version)
+
+    def drop_shadow(self, name: str, detail: str) -> None:
+        """End a shadow that does harm; nothing changes where there is none."""
+        rules = self._rules.get(name, _NO_RULES)
+        if rules.shadow is None:
+            return
+        version = rules.shadow.version
+        self._take(name, msgspec.structs.replace(rules, shadow=None))
+        self._tell(name, "shadow_dropped", version, detail)
+        self.on_change()
 
     # Operators ---------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from broker.models.rollout import Rollouts
 from broker.models.servable import ModelKey, OpenedServable
 from broker.scheduling.scheduler import Scheduler
 from broker.scheduling.ticket import LOWEST_PRIORITY, Answer, Caller
-from edge_runtime.contract.errors import NearfarError
+from edge_runtime.contract.errors import NearfarError, RequestRejected, WorkerLost
 from edge_runtime.contract.wire import EncodedAnswer
 
 __all__ = ["ShadowStatus", "Shadows"]
@@ -30,6 +30,7 @@ _MOST_WAITING: Final = 4
 """Copies that wait, of all models: each holds a body in memory."""
 _PATIENCE_S: Final = 2.0
 _POLL_S: Final = 0.01
+_MOST_LOST: Final = 2
 _DEADLINE_S: Final = 30.0
 
 Given = EncodedAnswer | TensorAnswer
@@ -54,6 +55,7 @@ class _Count:
         self.results = dict.fromkeys(("agreed", "differed", "failed", "skipped"), 0)
         self.sum = 0.0
         self.max = 0.0
+        self.lost = 0
 
 
 class Shadows:
@@ -106,12 +108,24 @@ class Shadows:
                         shadow.key, deadline_s, len(item.body), caller=caller
                     ) as ticket:
                         copied = await self._scheduler.submit(ticket, item)
-            except (NearfarError, TimeoutError):
+            except (NearfarError, TimeoutError) as error:
                 self._note(shadow.key, "failed")
+                self._blame(shadow.key, error)
                 return
         outputs = item.outputs or ()
         found = await asyncio.to_thread(agreement, shadow, outputs, given, copied.given)
         self._note(shadow.key, "agreed" if found.agree else "differed", found)
+
+    def _blame(self, model: ModelKey, error: Exception) -> None:
+        """A version that ends its process takes real requests' time: it gets few chances."""
+        if not isinstance(error, WorkerLost | RequestRejected):
+            return
+        count = self._counts[model]
+        count.lost += 1
+        if count.lost >= _MOST_LOST:
+            detail = f"its process died {count.lost} times"
+            self._rollouts.drop_shadow(model.name, detail)
+            count.lost = 0
 
     async def _until_idle(self, model: ModelKey) -> bool:
         loop = asyncio.get_running_loop()

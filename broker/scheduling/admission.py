@@ -28,7 +28,7 @@ _MIN_MEASURED_BYTES = 4096
 _RECENT_UPLOADS = 8
 _FRESH_UPLOAD_S = 1.0
 """A mobile uplink that was too slow is often fast again a second later."""
-_LATE_SHARE = 0.03
+_LATE_SHARE = 0.02
 _ERRORS = 1024
 """Answers that the margin is learned from."""
 
@@ -132,21 +132,27 @@ def wants_probe(latency: LatencyModel, now_s: float) -> bool:
 
 
 class Margin:
-    """How much later than predicted answers come, so that 3 of 100 admitted ones are late.
+    """How much later than predicted answers come, so that 2 of 100 admitted ones are late.
 
-    The 97 % quantile of the latest errors, one for each octave of deadlines. One for all would
+    The 98 % quantile of the latest errors, one for each octave of deadlines. One for all would
     let long deadlines, whose errors are larger, shut out the short ones.
     """
 
     def __init__(self) -> None:
         self._by_octave: dict[int, RecentQuantile] = {}
 
-    def for_deadline(self, left_ms: float) -> float:
-        """The margin for a request with so much time left: at most half of it."""
+    def for_deadline(self, left_ms: float, full_ms: float) -> float:
+        """The margin for a request with so much time left; ``full_ms``: of a full batch.
+
+        At most half of the time, and what two full batches leave of it: more would keep the
+        device idle after a fault that has passed, as small batches cannot show that it has.
+        A quarter it may always be.
+        """
         errors = self._by_octave.get(_octave(left_ms))
         if errors is None or errors.value is None:
             return 0.0
-        return min(max(errors.value, 0.0), left_ms / 2)
+        most_ms = min(left_ms / 2, max(left_ms - 2 * full_ms, left_ms / 4))
+        return min(max(errors.value, 0.0), most_ms)
 
     def observe(self, left_ms: float, error_ms: float) -> None:
         """A request that had ``left_ms`` was answered this much later than predicted.

@@ -26,7 +26,7 @@ from typing import Final
 from broker.executors.base import EventSink, Executor
 from broker.models.servable import ModelKey
 from broker.scheduling.lane import Lane
-from edge_runtime.contract.errors import ConfigError, NearfarError
+from edge_runtime.contract.errors import ConfigError, NearfarError, WorkerLost
 
 __all__ = ["Residency"]
 
@@ -281,12 +281,16 @@ class Residency:
         started_s = self._clock()
         for victim in self._victims(model):
             del self._resident[victim]
-            await self._executor.unload(victim)
+            with contextlib.suppress(WorkerLost):  # its memory went with its process
+                await self._executor.unload(victim)
             self.evictions += 1
             self._events("model_evicted", {"model": victim.name, "version": victim.version})
         self._loading = (model, started_s)
         try:
-            await self._executor.load(model)
+            try:
+                await self._executor.load(model)
+            except WorkerLost:  # once more, in the process that takes its place
+                await self._executor.load(model)
         finally:
             self._loading = None
         now_s = self._clock()

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from broker.executors.base import BatchItem, Executor
+from broker.executors.base import BatchItem, Executor, depth_of
 from broker.models.servable import ModelKey
 from broker.scheduling.admission import (
     Forecast,
@@ -41,9 +40,7 @@ from edge_runtime.contract.errors import (
 
 __all__ = ["Scheduler"]
 
-_LOG = logging.getLogger(__name__)
 _LATE_UPLOAD_S = 0.001
-_LOADED = contextlib.nullcontext()
 
 
 class Scheduler:
@@ -77,7 +74,8 @@ class Scheduler:
         self._margin = Margin()
         self._shares = Shares()
         self._bounds = Bounds(max_queue)
-        self._runs = Runs(executor, observer, self._margin, clock)
+        depth = 1 if residency is not None else depth_of(executor)
+        self._runs = Runs(executor, observer, self._margin, clock, depth)
         self._draining = False
         self._work = asyncio.Event() if residency is None else residency.work
         self._loop_task: asyncio.Task[None] | None = None
@@ -123,6 +121,7 @@ class Scheduler:
         ticket.uploaded_late = ticket.queued_s > ticket.predicted_start_s + _LATE_UPLOAD_S
         ticket.place = lane.waiting.push(ticket.deadline_s, ticket, ticket.caller.priority)
         self._work.set()
+        self._runs.wake()
         # A timer alone: asyncio.timeout would cancel this task, and costs five times as much.
         timer = loop.call_later(ticket.deadline_s - ticket.queued_s, ticket.expire)
         try:
@@ -136,8 +135,7 @@ class Scheduler:
     def queue_delay_ms(self, model: ModelKey) -> int:
         """Predicted wait of a new request behind all others, for ``X-Queue-Delay-Ms``."""
         forecast = self._forecast(model, math.inf, 0.0, self._clock(), DEFAULT_PRIORITY)
-        wait_ms = forecast.wait_ms
-        return math.ceil(min(wait_ms, limits.MAX_DEADLINE_MS))
+        return math.ceil(min(forecast.wait_ms, limits.MAX_DEADLINE_MS))
 
     @property
     def upload_bytes(self) -> int:
@@ -166,8 +164,12 @@ class Scheduler:
         fair_ms = self._shares.wait_ms(flow, left_ms, now_s)
         predicted = self._forecast(model, deadline_s, upload_ms, now_s, caller.priority, fair_ms)
         error = self._bound_passed(caller, 0)
-        margin_ms = self._margin.for_deadline(left_ms)
+        margin_ms = self._margin_ms(model, left_ms)
         return predicted, error or refusal(predicted, left_ms, margin_ms)
+
+    def _margin_ms(self, model: ModelKey, left_ms: float) -> float:
+        lane = self._lanes[model]
+        return self._margin.for_deadline(left_ms, lane.latency.mean_ms(lane.max_batch))
 
     def _bound_passed(self, caller: Caller, upload_bytes: int) -> Overloaded | None:
         if self._draining:
@@ -198,7 +200,7 @@ class Scheduler:
         ticket.work_ms = lane.work_ms
         if predicted.idle_finish_ms <= left_ms:  # what nobody can do is no demand
             flow.ask(ticket.work_ms, now_s)
-        error = refusal(predicted, left_ms, self._margin.for_deadline(left_ms))
+        error = refusal(predicted, left_ms, self._margin_ms(model, left_ms))
         if error is not None:
             if self._residency is not None and self._residency.want(model, now_s):
                 self._work.set()
@@ -226,7 +228,7 @@ class Scheduler:
         if ticket.outcome is None:
             lane.uploading.remove(ticket.place)
         elif lane.waiting.remove(ticket.place) and self._clock() >= ticket.deadline_s:
-            self._dropped(ticket)  # its caller stopped waiting at the deadline
+            self._runs.dropped(ticket, lane)  # its caller stopped waiting at the deadline
 
     def _leave(self, ticket: Ticket, *, dispatched: bool = False) -> None:
         """It waits no more: its work leaves the account, once."""
@@ -317,8 +319,16 @@ class Scheduler:
                 lane.waiting.pop().settle(Overloaded(SHUTTING_DOWN))
 
     async def _feed(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as batches:
+                await self._dispatch(batches)
+        finally:
+            self._runs.abandon()
+
+    async def _dispatch(self, batches: asyncio.TaskGroup) -> None:
         while True:
             await self._work.wait()
+            starts_s = await self._runs.room(self._lanes, self._is_full)
             await self._executor.wait_ready()
             if self._residency is not None:
                 await self._residency.prefetch(self._lanes)
@@ -330,13 +340,15 @@ class Scheduler:
                 continue
             try:
                 async with self._in_memory(model):
-                    await self._serve(model)
+                    await self._serve(model, starts_s, batches)
             except NearfarError as error:  # it could not be loaded
                 self._fail(model, error)
 
     def _in_memory(self, model: ModelKey) -> contextlib.AbstractAsyncContextManager[None]:
         """The model loaded for the length of the block. Raises what loading raises."""
-        return _LOADED if self._residency is None else self._residency.holding(model)
+        if self._residency is None:
+            return contextlib.nullcontext()
+        return self._residency.holding(model)
 
     def _fail(self, model: ModelKey, error: NearfarError) -> None:
         waiting = self._lanes[model].waiting
@@ -346,34 +358,36 @@ class Scheduler:
             self._leave(ticket)
             ticket.settle(type(error)(error.detail))
 
-    async def _serve(self, model: ModelKey) -> None:
-        """Run one batch of a model that is in memory."""
+    def _is_full(self) -> bool:
+        """Whether the next batch could not grow any more."""
+        model = self._most_urgent()
+        lane = None if model is None else self._lanes[model]
+        return lane is not None and len(lane.waiting) >= lane.max_batch
+
+    async def _serve(self, model: ModelKey, starts_s: float, batches: asyncio.TaskGroup) -> None:
+        """Run one batch of a model that is in memory, or have it run where there is room."""
         lane = self._lanes[model]
         formed = form_batch(
             lane.waiting,
             lane.latency,
-            now_s=self._clock(),
+            now_s=max(starts_s, self._clock()),
             max_batch=lane.max_batch,
             max_bytes=limits.MAX_BATCH_BYTES,
         )
         for ticket in formed.hopeless:
             self._leave(ticket)
-            self._dropped(ticket)
+            self._runs.dropped(ticket, lane)
             ticket.settle(DeadlineExceeded("the deadline would pass before the answer"))
         for ticket in formed.tickets:
             self._leave(ticket, dispatched=ticket.still_wanted)
         tickets = [ticket for ticket in formed.tickets if ticket.still_wanted]
         if tickets:
-            await self._runs.run(model, lane, tickets)
-
-    def _dropped(self, ticket: Ticket) -> None:
-        """An admitted request left the queue unanswered, as it would be late."""
-        self._observer.dropped(ticket.model)
-        if not ticket.uploaded_late:
-            # It would have come at the earliest now, alone.
-            finish_s = self._clock() + self._lanes[ticket.model].latency.mean_ms(1) / 1e3
-            error_ms = (finish_s - ticket.predicted_finish_s) * 1e3
-            self._margin.observe(ticket.left_at_admission_ms, error_ms)
+            run = self._runs.run(model, lane, tickets, starts_s)
+            if self._runs.depth == 1:
+                await run
+            else:
+                batches.create_task(run, name="batch")
+                await asyncio.sleep(0)  # it has begun
 
     def _most_urgent(self) -> ModelKey | None:
         """The model whose head goes first: by class, then by deadline."""

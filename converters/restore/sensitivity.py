@@ -47,9 +47,18 @@ def layer_sensitivity(
     return sorted(figures, key=lambda figure: figure[1])
 
 
-def simulated_sqnr_db(module: nn.Module, samples: torch.Tensor, keep: Sequence[str] = ()) -> float:
-    """SQNR of the whole rounded model, in dB, with the layers ``keep`` left in float."""
-    model = QuantizedModel(module, samples[:1])
+def simulated_sqnr_db(
+    module: nn.Module,
+    samples: torch.Tensor,
+    keep: Sequence[str] = (),
+    *,
+    activations_only: bool = False,
+) -> float:
+    """SQNR of the whole rounded model, in dB, with the layers ``keep`` left in float.
+
+    ``activations_only``: no weight is rounded.
+    """
+    model = QuantizedModel(module, samples[:1], bits=None if activations_only else 8)
     model.measure(samples.split(_BATCH), round_weights=False)
     answer = _answers(functools.partial(model, keep=keep), samples)
     return _sqnr_db(_answers(module, samples), answer)

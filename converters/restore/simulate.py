@@ -70,15 +70,15 @@ class QuantizedModel:
         module: nn.Module,
         example: torch.Tensor,
         *,
-        bits: int = 8,
+        bits: int | None = 8,
         activations: bool = True,
     ) -> None:
-        """``example``: one input batch; ``bits``: 8 or 4, of the weights.
+        """``example``: one input batch; ``bits``: 8 or 4, of the weights; None: as they are.
 
         Raises ``SourceError`` for a model with nothing to quantize.
         """
         self.module = module
-        self.levels = LEVELS[bits]
+        self.levels = None if bits is None else LEVELS[bits]
         self.activations = activations
         self.tape: Tape = record(module, example)
         self.ranges: dict[int, Range] = {}
@@ -139,6 +139,7 @@ def snap_weights(model: QuantizedModel) -> int:
     From then on rounding changes nothing: every exporter finds the same integers.
     """
     parameters = dict(model.module.named_parameters(remove_duplicate=False))
+    assert model.levels is not None  # noqa: S101  # there is a grid to snap to
     done: set[str] = set()
     for call in model.tape.calls:
         if call.weight is None or call.weight in done:
@@ -230,7 +231,7 @@ class _Rounding(_Mode):
     def __init__(
         self,
         tape: Tape,
-        levels: int,
+        levels: int | None,
         ranges: Mapping[int, Range],
         layers: Collection[str] | None,
     ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.jobs import VariantRun
-from converters.verify.diagnose import explains
+from converters.verify.diagnose import closer, explains
 from converters.verify.engine import check_engine
 from converters.verify.figures import Finding
 from converters.verify.ranges import Bounds, RangeRow, Spread, judge_ranges, match_values
@@ -28,11 +29,12 @@ from edge_runtime.contract.preprocess import normalization_table
 from edge_runtime.contract.tensors import pack_image
 from edge_runtime.runtimes.base import find_runtime
 
-__all__ = ["Reference", "find_causes", "noise"]
+__all__ = ["STATIC", "Ranges", "Reference", "find_causes", "noise"]
 
 _ANSWERS = 8
 """Inputs on which answers are compared."""
-_NOISE_PIXELS = 8 * 224 * 224
+_BATCH = 8
+_NOISE_PIXELS = _BATCH * 224 * 224
 _MAX_NOISE_IMAGES = 64
 """Extremes grow with the numbers drawn: small inputs need more of them."""
 _SEED = 20
@@ -50,12 +52,19 @@ class Reference:
     ) -> None:
         self.program = program
         self.record = record
-        self._inputs = Inputs(images, latents)
+        self.inputs = Inputs(images, latents)
         self._noise: dict[str, dict[str, Bounds]] = {}
 
-    def batches(self) -> Iterator[NDArray[Any]]:
-        """Each input as the reference takes it, batch 1."""
-        yield from self._inputs.fed(self.record.preprocess, self.record.inputs[0])
+    def batches(self, size: int = 1) -> Iterator[NDArray[Any]]:
+        """The inputs as the reference takes them, ``size`` at a time."""
+        fed = self.inputs.fed(self.record.preprocess, self.record.inputs[0])
+        while several := list(itertools.islice(fed, size)):
+            yield np.concatenate(several)
+
+    @property
+    def batch_size(self) -> int:
+        """How many inputs to run at once: an interpreter's own cost is paid once for all."""
+        return max(1, min(_BATCH, _NOISE_PIXELS // math.prod(self.record.inputs[0].shape[-2:])))
 
     def observe(
         self,
@@ -65,8 +74,8 @@ class Reference:
     ) -> None:
         """Run once, and show ``visit`` the input and every floating-point value, in order.
 
-        ``names``: only these nodes. An array is valid during its visit: a later operator may
-        work in place.
+        ``batch``: one input or several. ``names``: only these nodes. An array is valid during
+        its visit: a later operator may work in place.
         """
         import torch
         from torch import fx
@@ -107,8 +116,10 @@ class Reference:
         unknown = set(names) - set(self._noise)
         if unknown:
             for kind, batches in noise(self.record).items():
-                for batch in batches:
-                    self.observe(batch, functools.partial(self._widen, kind), unknown)
+                size = self.batch_size
+                for start in range(0, len(batches), size):
+                    several = np.concatenate(batches[start : start + size])
+                    self.observe(several, functools.partial(self._widen, kind), unknown)
         return self._noise
 
     def _widen(self, kind: str, name: str, value: Array) -> None:
@@ -158,27 +169,19 @@ class _Answers:
 
 
 def find_causes(
-    item: VariantRun,
-    reference: Reference,
-    inputs: Inputs,
-    values: Sequence[Value],
-    *,
-    ranges: bool,
+    item: VariantRun, reference: Reference, inputs: Inputs, values: Sequence[Value]
 ) -> list[Finding]:
-    """What explains the file's answers; [] when nothing does.
+    """What explains the file's answers, its ranges apart; [] when nothing does.
 
     ``values``: the file's inner values on the first input, where they can be read.
     """
     answers = _run(item, reference, inputs)
-    if answers is not None:
-        found = _mistakes(reference, answers, values)
-        if not found and item.variant.format == "torchscript":
-            found = check_engine(Path(item.path), answers.batches, answers.wanted, answers.given)
-        if found:
-            return found
-    if ranges and item.variant.precision in STATIC:
-        return judge_ranges(_range_rows(reference, values))
-    return []
+    if answers is None:
+        return []
+    found = _mistakes(reference, answers, values)
+    if not found and item.variant.format == "torchscript":
+        found = check_engine(Path(item.path), answers.batches, answers.wanted, answers.given)
+    return found
 
 
 def _run(item: VariantRun, reference: Reference, inputs: Inputs) -> _Answers | None:
@@ -212,12 +215,14 @@ def _mistakes(reference: Reference, answers: _Answers, values: Sequence[Value]) 
 
     for name, detail, mistake in mistakes(values):
         runner = Mistaken(reference.program, mistake)
-        rows = []
+        rows: list[Array] = []
         for batch in answers.exact:
             outputs = runner.answer(torch.from_numpy(batch))
             if outputs is None or outputs[0].shape[1:] != answers.wanted.shape[1:]:
                 break
             rows.append(_first(outputs))
+            if len(rows) == 1 and not closer(answers.wanted[:1], answers.given[:1], rows[0]):
+                break  # it would have to be closer by far, on all of them
         if len(rows) != len(answers.exact):
             continue
         if explains(answers.wanted, answers.given, np.concatenate(rows)):
@@ -225,62 +230,81 @@ def _mistakes(reference: Reference, answers: _Answers, values: Sequence[Value]) 
     return []
 
 
-def _range_rows(reference: Reference, values: Sequence[Value]) -> list[RangeRow]:
-    """One row for each range that the file declares and the reference can be held against."""
-    quantized: list[Value] = []
-    for value in values:
-        declared = (value.low, value.high)
-        if value.low is not None and declared not in [(one.low, one.high) for one in quantized]:
-            quantized.append(value)  # pooling and reshaping repeat a range
-    if not quantized:
-        return []
-    batches = reference.batches()
-    first = reference.values(next(batches))
-    matched = match_values(quantized, first)
-    spreads: list[dict[str, Spread]] = []
-    for value, names in zip(quantized, matched, strict=True):
-        assert value.low is not None  # noqa: S101  # chosen so
-        assert value.high is not None  # noqa: S101
-        # A range from zero on is a ReLU's, which the node may lack; an input has none.
-        spreads.append(
-            {
-                name: Spread(
-                    (value.low, value.high),
-                    rectified=value.low == 0.0 and name != next(iter(first)),
-                )
-                for name in names
-            }
-        )
-    by_name: dict[str, list[Spread]] = {}
-    for nodes in spreads:
-        for name, spread in nodes.items():
-            by_name.setdefault(name, []).append(spread)
+class Ranges:
+    """The ranges that several files declare, held against the reference in one go.
 
-    def add(name: str, value: Array) -> None:
-        for spread in by_name[name]:
-            spread.add(value)
+    The reference runs on every image, and on noise, once for all of them.
+    """
 
-    for name in by_name:
-        add(name, first[name])
-    for batch in batches:
-        reference.observe(batch, add, by_name)
-    noises = reference.noise_ranges(by_name)
-    limits = reference.limits()
-    rows = []
-    for nodes in spreads:
-        if nodes:  # the node that the range suits best: with ReLU or without, say
-            name, spread = max(nodes.items(), key=lambda pair: pair[1].clip_db)
-            rows.append(
-                RangeRow(
-                    name=name,
-                    declared=spread.declared,
-                    real=(spread.low, spread.high),
-                    clip_db=spread.clip_db,
-                    noise={
-                        kind: (max(low, 0.0) if spread.rectified else low, high)
-                        for kind, (low, high) in noises.get(name, {}).items()
-                    },
-                    limits=limits if name == next(iter(first)) else None,
-                )
+    def __init__(self, reference: Reference, first: dict[str, Array]) -> None:
+        """``first``: the reference's values on its first input."""
+        self._reference = reference
+        self._first = first
+        self._input = next(iter(self._first))
+        self._spreads: dict[str, list[dict[str, Spread]]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files so far."""
+        return tuple(self._spreads)
+
+    def add(self, name: str, values: Sequence[Value]) -> None:
+        """Take note of one file's ranges. ``values``: its inner values on the first input."""
+        quantized: list[Value] = []
+        for value in values:
+            declared = (value.low, value.high)
+            if value.low is not None and declared not in [(v.low, v.high) for v in quantized]:
+                quantized.append(value)  # pooling and reshaping repeat a range
+        matched = match_values(quantized, self._first) if quantized else []
+        spreads: list[dict[str, Spread]] = []
+        for value, nodes in zip(quantized, matched, strict=True):
+            assert value.low is not None  # noqa: S101  # chosen so
+            assert value.high is not None  # noqa: S101
+            # A range from zero on is a ReLU's, which the node may lack; an input has none.
+            spreads.append(
+                {
+                    node: Spread(
+                        (value.low, value.high),
+                        rectified=value.low == 0.0 and node != self._input,
+                    )
+                    for node in nodes
+                }
             )
-    return rows
+        self._spreads[name] = spreads
+
+    def judge(self) -> dict[str, list[Finding]]:
+        """Run the reference; what is wrong with each file's ranges, by name."""
+        by_node: dict[str, list[Spread]] = {}
+        for spreads in self._spreads.values():
+            for nodes in spreads:
+                for node, spread in nodes.items():
+                    by_node.setdefault(node, []).append(spread)
+        if not by_node:
+            return {name: [] for name in self._spreads}
+
+        def add(node: str, value: Array) -> None:
+            for spread in by_node[node]:
+                spread.add(value)
+
+        for batch in self._reference.batches(self._reference.batch_size):
+            self._reference.observe(batch, add, by_node)
+        noises = self._reference.noise_ranges(by_node)
+        return {
+            name: judge_ranges([self._row(nodes, noises) for nodes in spreads if nodes])
+            for name, spreads in self._spreads.items()
+        }
+
+    def _row(self, nodes: dict[str, Spread], noises: dict[str, dict[str, Bounds]]) -> RangeRow:
+        """One range, beside the node that it suits best: with ReLU or without, say."""
+        node, spread = max(nodes.items(), key=lambda pair: pair[1].clip_db)
+        return RangeRow(
+            name=node,
+            declared=spread.declared,
+            real=(spread.low, spread.high),
+            clip_db=spread.clip_db,
+            noise={
+                kind: (max(low, 0.0) if spread.rectified else low, high)
+                for kind, (low, high) in noises.get(node, {}).items()
+            },
+            limits=self._reference.limits() if node == self._input else None,
+        )

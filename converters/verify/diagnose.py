@@ -23,7 +23,7 @@ from edge_runtime.contract.tasks import (
 from edge_runtime.contract.tasks.classification import probabilities
 from edge_runtime.contract.tasks.detection import Candidates, box_iou, candidates, suppress
 
-__all__ = ["diagnose", "explains"]
+__all__ = ["closer", "diagnose", "explains"]
 
 _GAIN_DB = 10.0
 """How much better a hypothesis must explain the answers."""
@@ -61,6 +61,11 @@ def explains(reference: Array, answer: Array, changed: Array) -> bool:
     before = float(sqnr_db(reference, answer).mean())
     after = float(sqnr_db(changed, answer).mean())
     return after >= before + _GAIN_DB and after >= _LEAST_DB
+
+
+def closer(reference: Array, answer: Array, changed: Array) -> bool:
+    """Whether ``changed`` is closer to ``answer`` than ``reference`` is at all; ``[N, ...]``."""
+    return float(sqnr_db(changed, answer).mean()) > float(sqnr_db(reference, answer).mean())
 
 
 def _classification(task: ClassificationTask, reference: Array, answer: Array) -> list[Finding]:

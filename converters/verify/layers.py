@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from converters.jobs import LayerFinding, LayersJob, LayersResult
 from converters.report.records import LayerRow
-from converters.verify.causes import Reference, find_causes
-from converters.verify.run_files import Inputs, load_reference
+from converters.verify.causes import STATIC, Ranges, Reference, find_causes
+from converters.verify.run_files import load_reference
 from converters.verify.values import READERS, Value, as_reference, sampled
 from converters.worker import report_progress
 from edge_runtime.contract.errors import NearfarError
@@ -59,7 +59,8 @@ def compare_layers(job: LayersJob) -> LayersResult:
     reference = Reference(program, record, job.images, job.latents)
     kept = reference.values(next(reference.batches()))
     layers = _reference_layers(program, kept)
-    inputs = Inputs(job.images, job.latents)
+    ranges = Ranges(reference, kept)
+    inputs = reference.inputs
     result = LayersResult()
     for number, item in enumerate(job.variants):
         variant = item.variant
@@ -77,10 +78,17 @@ def compare_layers(job: LayersJob) -> LayersResult:
             if bad is not None:
                 result.findings[variant.id] = _explain(layers, rows, pairs, bad, values)
         try:
-            found = find_causes(item, reference, inputs, values, ranges=job.ranges)
+            found = find_causes(item, reference, inputs, values)
+            if not found and job.ranges and variant.precision in STATIC and values:
+                ranges.add(variant.id, values)
             result.causes[variant.id] = found
         except _FAILURES as error:
             result.errors[variant.id] = str(error)
+    report_progress("holding ranges against the reference")
+    try:
+        result.causes.update(ranges.judge())
+    except _FAILURES as error:
+        result.errors.update(dict.fromkeys(ranges.names, str(error)))
     return result
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from converters.verify.metrics import sqnr_db
-from converters.verify.values import Value, as_reference
+from converters.verify.values import Value, as_reference, sampled
 
 __all__ = ["Mistake", "Mistaken", "mistakes"]
 
@@ -75,6 +75,7 @@ class _LostShift:
     def __init__(self, values: Sequence[Value]) -> None:
         self._values = [value.array for value in values]
         self._hit: dict[str, bool] = {}
+        self._sampled: dict[tuple[int, ...], list[NDArray[np.float32]]] = {}
 
     def __call__(self, run: Mistaken, node: fx.Node) -> Any:
         if _name(node) != _BATCH_NORM or not node.args:
@@ -96,13 +97,19 @@ class _LostShift:
         """SQNR in dB of the file's value that comes closest, with any usual activation."""
         best = -np.inf
         shape = tuple(value.shape)
-        alike = [as_reference(array, shape) for array in self._values]
+        few = sampled(value.numpy())
         for activation in _ACTIVATIONS:
-            exact: NDArray[Any] = activation(value).numpy()
-            for other in alike:
-                if other is not None:
-                    best = max(best, float(sqnr_db(exact, other)[0]))
+            exact: NDArray[Any] = activation(torch.from_numpy(few)).numpy()[None]
+            for other in self._alike(shape):
+                best = max(best, float(sqnr_db(exact, other)[0]))
         return best
+
+    def _alike(self, shape: tuple[int, ...]) -> list[NDArray[np.float32]]:
+        """A sample ``[1, n]`` of each of the file's values that has this shape."""
+        if shape not in self._sampled:
+            found = [as_reference(array, shape) for array in self._values]
+            self._sampled[shape] = [sampled(one)[None] for one in found if one is not None]
+        return self._sampled[shape]
 
 
 _ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (

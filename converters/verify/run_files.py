@@ -20,7 +20,7 @@ from converters.verify.compare import Comparison
 from converters.verify.diagnose import diagnose
 from converters.verify.figures import Closeness, Finding
 from converters.verify.inside import check_metadata, read_inside
-from converters.verify.metrics import sqnr_db
+from converters.verify.probes import probe
 from converters.worker import report_progress
 from edge_runtime.contract.errors import (
     ImageError,
@@ -324,16 +324,11 @@ def _probe(
     reference: list[NDArray[np.float32]],
 ) -> list[float]:
     """Mean SQNR of the first output on the first images, under each other pre-processing."""
-    means = []
-    for record in job.probes:
-        ratios = []
-        for number, batch in enumerate(inputs.fed(record, item.variant.inputs[0])):
-            if number >= job.probe_images:
-                break
-            answer = np.asarray(run(batch)[0], np.float32)
-            ratios.append(float(sqnr_db(reference[0][number : number + 1], answer)[0]))
-        means.append(float(np.mean(ratios)))
-    return means
+    return probe(
+        [inputs.fed(record, item.variant.inputs[0]) for record in job.probes],
+        lambda batch: np.asarray(run(batch)[0], np.float32),
+        reference[0][: job.probe_images],
+    )
 
 
 def _inspect(job: RunJob, item: VariantRun, result: RunResult) -> None:

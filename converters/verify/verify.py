@@ -14,7 +14,6 @@ from converters.jobs import (
     Job,
     JobResult,
     LayersJob,
-    LayersResult,
     RunJob,
     RunResult,
     SamplesJob,
@@ -34,8 +33,9 @@ from converters.verify.checks import (
     check_record,
     probe_findings,
 )
+from converters.verify.explain import doubtful, explain, look_into
 from converters.verify.figures import Closeness, Finding
-from converters.verify.gates import check_gate, in_doubt
+from converters.verify.gates import check_gate
 from converters.verify.metrics import Matrix
 from converters.verify.outcome import Options, Report, VariantReport
 from edge_runtime.bundle import Bundle
@@ -51,8 +51,6 @@ from edge_runtime.contract.tasks import ClassificationTask, DetectionTask, task_
 __all__ = ["measure_bundle", "verify_bundle"]
 
 _PROBE_IMAGES = 16
-_RECORDS = frozenset({"labels", "task", "metadata"})
-"""Findings that say nothing of the answers: no layer is to blame."""
 _LAYER_IMAGES = 48
 """On which the causes behind a doubtful variant are looked for."""
 _CONTAINER_BYTES = 64 * 1024
@@ -145,7 +143,7 @@ class _Verification:
         answer = self._reference(supervisor)
         jobs = self._variant_jobs()
         results = dict(zip([name for name, _ in jobs], supervisor.run_all(jobs), strict=True))
-        report = self._compare_layers(self._judge(answer, results), supervisor)
+        report = self._explained(self._judge(answer, results), supervisor)
         if self.options.samples is not None:
             self.options.samples.extend(self._samples(report, results, supervisor))
         return report
@@ -211,35 +209,21 @@ class _Verification:
             if variant.format == format_name
         ]
 
-    def _compare_layers(self, report: Report, supervisor: Supervisor) -> Report:
+    def _explained(self, report: Report, supervisor: Supervisor) -> Report:
         """Look into what failed or is in doubt; with ``options.layers`` into every file."""
         reference, options = self.manifest.reference, self.options
         if reference is None or options.reference is not None or not options.explain:
             return report
-        chosen = {entry.id for entry in report.variants if options.layers or _doubtful(entry)}
-        jobs: list[tuple[str, Job]] = []
-        for name in sorted({variant.format for variant in self.manifest.variants}):
-            runs = [run for run in self._runs(name) if run.variant.id in chosen]
-            if runs:
-                job = LayersJob(
-                    reference=str(self.bundle.root / reference.path),
-                    images=self.images[:_LAYER_IMAGES],
-                    latents=min(self.latents, _LAYER_IMAGES),
-                    variants=runs,
-                    ranges=self.ranges,
-                )
-                jobs.append((f"{name} layers", job))
-        found = LayersResult()
-        for result in supervisor.run_all(jobs) if jobs else ():
-            if isinstance(result, JobError):
-                continue  # a file that crashes here failed before, with its reason
-            assert isinstance(result.answer, LayersResult)  # noqa: S101
-            report.layers.update(result.answer.rows)
-            found.findings.update(result.answer.findings)
-            found.causes.update(result.answer.causes)
-        variants = tuple(_with_causes(entry, found) for entry in report.variants)
-        passed = all(v.passed for v in variants) and all(c.passed for c in report.checks)
-        return msgspec.structs.replace(report, variants=variants, passed=passed)
+        chosen = {entry.id for entry in report.variants if options.layers or doubtful(entry)}
+        job = LayersJob(
+            reference=str(self.bundle.root / reference.path),
+            images=self.images[:_LAYER_IMAGES],
+            latents=min(self.latents, _LAYER_IMAGES),
+            ranges=self.ranges,
+        )
+        formats = sorted({variant.format for variant in self.manifest.variants})
+        runs = [run for name in formats for run in self._runs(name) if run.variant.id in chosen]
+        return explain(report, look_into(job, runs, supervisor))
 
     def _job(self) -> RunJob:
         task = self.manifest.task
@@ -386,33 +370,6 @@ class _Verification:
             milliseconds=answer.milliseconds.get(variant.id),
             peak_ram_bytes=answer.peak_ram_bytes.get(variant.id),
         )
-
-
-def _doubtful(entry: VariantReport) -> bool:
-    if not entry.passed and not {finding.name for finding in entry.findings} <= _RECORDS:
-        return not entry.backend_missing
-    return in_doubt(entry.precision, entry.sqnr_db, entry.sqnr_db_min, entry.agreement)
-
-
-def _with_causes(entry: VariantReport, found: LayersResult) -> VariantReport:
-    """The variant with the mistakes behind it, and, if it failed, where it diverges.
-
-    Where only a layer diverges, one that passed stays as it is.
-    """
-    known = {finding.name for finding in entry.findings}
-    causes = found.causes.get(entry.id, []) if _doubtful(entry) else []
-    added = [finding for finding in causes if finding.name not in known]
-    layer = found.findings.get(entry.id)
-    if layer is not None and not entry.passed and layer.name not in {f.name for f in added}:
-        added.append(Finding(name=layer.name, detail=layer.detail))
-    if not added:
-        return entry
-    return msgspec.structs.replace(
-        entry,
-        passed=False,
-        reasons=(*entry.reasons, *(finding.detail for finding in added)),
-        findings=(*entry.findings, *added),
-    )
 
 
 def _size_ratio(bundle: Bundle, variant: Variant) -> float:

@@ -11,6 +11,7 @@ import click
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.key_file import read_key_file
 from edge_runtime.contract.manifest import Variant
 from edge_runtime.contract.tasks import ClassificationTask, has_labels, task_name
 from edge_runtime.gain.agreement import require_agreement
@@ -19,7 +20,6 @@ from edge_runtime.gain.data import Photos, read_photos
 from edge_runtime.gain.measure import LocalSide, Measurement, measure
 from edge_runtime.gain.report import describe, to_document, to_html
 from edge_runtime.gain.store import gain_folder, write_gain
-from edge_runtime.key_file import read_key_file
 from edge_runtime.page import write_file
 from edge_runtime.runtime import EdgeRuntime
 from edge_runtime.variants import select_variant

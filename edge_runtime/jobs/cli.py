@@ -14,9 +14,9 @@ import msgspec
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.key_file import read_key_file
 from edge_runtime.contract.wire import MAX_SEED
 from edge_runtime.jobs.job import Job
-from edge_runtime.key_file import read_key_file
 from edge_runtime.output import to_json, to_text
 from edge_runtime.policies.base import InferenceMode
 from edge_runtime.runtime import EdgeRuntime

@@ -132,3 +132,27 @@ async def test_models_that_come_and_go_under_load_cost_no_admitted_request(
         assert seen["one", "answered"] > 10
         assert seen["two", "answered"] > 0
         assert (await predict(broker.url, images.png(), model="two", headers=admin)).status == 200
+
+
+async def test_cold_models_neither_hold_up_jobs_nor_make_the_broker_look_busy(folder: Path):
+    async with broker_here(folder, memory_budget_mb=budget_mb(1.2)) as broker:
+        (held,) = await in_memory(broker.url)
+        residency = broker.services.residency
+        assert residency is not None
+        for key in broker.services.repository.keys:
+            residency._load_ms[key] = 60_000.0
+        load = (await request("GET", f"{broker.url}/v1/load")).json
+        delays = {one["name"]: one["queue_delay_ms"] for one in load["models"]}
+        assert {name: delay >= 60_000 for name, delay in delays.items()} == {
+            name: name != held for name in NAMES
+        }
+        assert load["queue_delay_ms"] < 1_000
+        assert broker.services.scheduler.idle
+        job = await request(
+            "POST", f"{broker.url}/v1/models/{held}/jobs", data=images.png(),
+            headers={"Content-Type": "image/png"},
+        )  # fmt: skip
+        where = broker.url + job.headers["Location"]
+        async with asyncio.timeout(4):  # less than it waits for a quiet moment at most
+            while (await request("GET", where)).json["state"] != "done":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

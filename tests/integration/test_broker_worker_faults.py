@@ -14,6 +14,7 @@ from broker.executors.base import BatchItem, ExecutorOptions
 from broker.executors.worker import WorkerExecutor
 from broker.models.servable import ModelKey, open_servable
 from edge_runtime.contract import errors as e
+from edge_runtime.contract.wire import EncodedAnswer
 from tests.support import broker_images as images
 from tests.support.broker import (
     Events,
@@ -46,6 +47,13 @@ def crashing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_servable(tmp_path_factory.mktemp("crashing") / "tiny", crashing_net())
 
 
+def best(result: object) -> int:
+    """The class that won: scores differ in their last digits with the size of a batch."""
+    assert isinstance(result, EncodedAnswer), result
+    assert result.predictions is not None
+    return result.predictions[0].index
+
+
 async def test_a_poison_image_among_good_ones_costs_only_itself_and_is_not_taken_again(
     crashing: Path,
 ):
@@ -73,6 +81,71 @@ async def test_a_poison_image_among_good_ones_costs_only_itself_and_is_not_taken
         assert isinstance(outcome.results[0], e.RequestRejected)
         assert executor.stats().pid == pid
         assert executor.stats().quarantined == 1
+    finally:
+        await executor.close()
+
+
+async def test_a_batch_that_was_sent_ahead_survives_the_death_of_the_one_before_it(
+    crashing: Path,
+):
+    options = ExecutorOptions(device="cpu", threads=1)
+    executor = WorkerExecutor([open_servable(crashing)], options, Events())
+    await executor.start()
+    try:
+        good = [BatchItem(images.png(index)) for index in range(6)]
+        alone = await executor.run(TINY, good)
+        first, *ahead = await asyncio.gather(
+            executor.run(TINY, [good[0], BatchItem(BLACK)]),
+            executor.run(TINY, good[:3]),
+            executor.run(TINY, good[3:]),
+        )
+        assert best(first.results[0]) == best(alone.results[0])
+        assert isinstance(first.results[1], e.RequestRejected)
+        given = [result for outcome in ahead for result in outcome.results]
+        assert list(map(best, given)) == list(map(best, alone.results))
+        assert executor.stats().quarantined == 1
+    finally:
+        await executor.close()
+
+
+async def test_what_comes_between_two_batches_gets_its_own_answer():
+    servable = open_servable(shared_servable())
+    executor = WorkerExecutor([servable], ExecutorOptions(device="cpu"), Events())
+    await executor.start()
+    try:
+        good = [BatchItem(images.png(index)) for index in range(4)]
+        alone = await executor.run(servable.key, good)
+        for _ in range(3):
+            before, ahead, _, _, after = await asyncio.gather(
+                executor.run(servable.key, good),
+                executor.run(servable.key, good[:2]),
+                executor.unload(servable.key),
+                executor.load(servable.key),
+                executor.run(servable.key, good[2:]),
+            )
+            assert before == alone
+            given = [*ahead.results, *after.results]
+            assert list(map(best, given)) == list(map(best, alone.results))
+        assert executor.stats().restarts == 0
+    finally:
+        await executor.close()
+
+
+async def test_a_batch_that_is_left_in_the_pipe_is_never_taken_for_the_next_one():
+    servable = open_servable(shared_servable())
+    executor = WorkerExecutor([servable], ExecutorOptions(device="cpu"), Events())
+    await executor.start()
+    try:
+        good = [BatchItem(images.png(index)) for index in range(4)]
+        alone = await executor.run(servable.key, good)
+        runs = [asyncio.create_task(executor.run(servable.key, good)) for _ in range(2)]
+        await asyncio.sleep(0)
+        runs[1].cancel()  # in the pipe by now, behind the one that runs
+        outcomes = await asyncio.gather(*runs, return_exceptions=True)
+        assert isinstance(outcomes[1], asyncio.CancelledError)
+        await executor.wait_ready()
+        again = await executor.run(servable.key, good[1:])
+        assert list(map(best, again.results)) == list(map(best, alone.results[1:]))
     finally:
         await executor.close()
 

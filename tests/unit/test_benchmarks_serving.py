@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from benchmarks.serving.device import waited_share
+from benchmarks.serving.figures.base import Bench
+from benchmarks.serving.figures.capacity import predicted_per_s
 from benchmarks.serving.load import ERROR, GAVE_UP, Kind, Load, Phase, Plan, Record
 from benchmarks.serving.measure import quantile, summary
 from benchmarks.serving.models import photo
 from benchmarks.serving.peers import CONFIGURATIONS, PEERS, environment_of
 from benchmarks.serving.processes import cpu_s, pss_bytes, tree
 from benchmarks.serving.workload import Work, runner
+from tests.support import broker_images
+from tests.support.servables import shared_servable
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 REFUSAL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\nno"
@@ -135,6 +142,36 @@ def test_the_sleeping_device_takes_what_it_says():
     work = Work(kind="sleep", deadline_ms=200, fixed_ms=20, image_ms=5)
     assert work.capacity_per_s == pytest.approx(133.3, abs=0.1)
     assert runner(work)([b"ab", b"c"]) == [2, 1]
+
+
+def test_a_device_says_how_long_it_waited_between_batches():
+    assert waited_share("a\ndevice waited: 0.0123\nb") == 0.0123
+    assert waited_share("a log of somebody else") is None
+
+
+def test_the_capacity_of_a_device_is_that_of_batches_of_which_two_fit_into_the_deadline():
+    work = Work(kind="sleep", deadline_ms=200, fixed_ms=20, image_ms=5)
+    assert predicted_per_s(work) == pytest.approx(1000 * 8 / 60)
+    short = msgspec.structs.replace(work, deadline_ms=100)
+    assert predicted_per_s(short) == pytest.approx(1000 * 6 / 50)
+    assert predicted_per_s(msgspec.structs.replace(work, deadline_ms=40)) == 0.0
+
+
+def test_a_figure_takes_no_more_rounds_than_its_share_of_the_time(tmp_path: Path):
+    fields = {"folder": tmp_path, "peers": (), "trivial": "", "resnet18": ""}
+    bench = Bench(**fields, quick=False, photo=b"", tensor=b"")
+    assert list(bench.turns()) == [0, 1, 2]
+    bench.until_s = time.monotonic()
+    assert list(bench.turns()) == [0]  # one it takes always
+    bench.until_s = time.monotonic() + 3600
+    assert list(bench.turns()) == [0, 1, 2]
+    bench.quick = True
+    assert list(bench.turns()) == [0]
+
+
+def test_a_program_of_a_workload_runs_what_a_peer_is_given():
+    work = Work(kind="program", deadline_ms=200, servable=str(shared_servable()))
+    assert runner(work)([broker_images.png(0)]) == [len(broker_images.png(0))]
 
 
 def test_the_photo_is_the_same_each_time_and_about_30_kb():

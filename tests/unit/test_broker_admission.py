@@ -56,21 +56,29 @@ def test_the_margin_counts_as_soon_as_somebody_is_before(latency: LatencyModel):
     assert isinstance(refusal(waiting, left_ms=25.0, margin_ms=5.1), Overloaded)
 
 
-def test_the_margin_is_what_3_of_100_answers_exceed():
+def test_the_margin_is_what_2_of_100_answers_exceed():
     margin = Margin()
-    assert margin.for_deadline(200.0) == 0.0
+    assert margin.for_deadline(200.0, 10.0) == 0.0
     for late_ms in range(100):
         margin.observe(200.0, error_ms=late_ms)
-    assert margin.for_deadline(200.0) == 96.0
+    assert margin.for_deadline(200.0, 10.0) == 97.0
     for _ in range(1100):  # what is long past says nothing any more
         margin.observe(200.0, error_ms=-5.0)
-    assert margin.for_deadline(200.0) == 0.0
+    assert margin.for_deadline(200.0, 10.0) == 0.0
+
+
+def test_a_fault_that_has_passed_leaves_room_for_two_full_batches():
+    margin = Margin()
+    for _ in range(50):
+        margin.observe(200.0, error_ms=math.inf)
+    assert margin.for_deadline(200.0, 60.0) == 80.0
+    assert margin.for_deadline(200.0, 90.0) == 50.0  # there is none: it keeps a quarter
 
 
 def test_an_answer_that_never_came_counts_no_more_than_its_deadline():
     margin = Margin()
     margin.observe(200.0, error_ms=math.inf)
-    assert margin.for_deadline(200.0) == 100.0
+    assert margin.for_deadline(200.0, 10.0) == 100.0
 
 
 def test_whoever_is_over_a_fair_share_waits_behind_its_own(latency: LatencyModel):
@@ -90,8 +98,8 @@ def test_the_margin_of_long_deadlines_does_not_shut_out_short_ones():
     margin = Margin()
     for _ in range(1000):
         margin.observe(3000.0, error_ms=math.inf)
-    assert margin.for_deadline(3000.0) == 1500.0  # never more than half
-    assert margin.for_deadline(600.0) == 0.0
+    assert margin.for_deadline(3000.0, 16.0) == 1500.0  # never more than half
+    assert margin.for_deadline(600.0, 16.0) == 0.0
 
 
 def test_what_fits_exactly_is_admitted(latency: LatencyModel):

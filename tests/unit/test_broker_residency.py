@@ -20,6 +20,7 @@ from edge_runtime.contract.errors import (
     ModelLoadError,
     NearfarError,
     Overloaded,
+    WorkerLost,
 )
 from tests.support.broker import Events
 from tests.support.executors import SleepExecutor
@@ -175,6 +176,13 @@ async def test_a_load_that_fails_is_answered_and_tried_again():
         executor.load_error = ModelLoadError("no")
         with pytest.raises(ModelLoadError):
             await residency.bring(B if B not in executor.held else C)
+
+
+async def test_a_process_that_dies_while_it_loads_costs_nobody_an_answer():
+    executor = Loading(1)
+    async with running(executor) as (scheduler, _):
+        executor.load_error = WorkerLost("gone")
+        assert await ask(scheduler, A) == "a"
 
 
 async def test_an_operator_brings_a_model_in_and_drops_it():

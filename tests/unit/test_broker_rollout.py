@@ -43,7 +43,7 @@ def rollouts_over(repository: Repository, **canary: Any) -> tuple[Rollouts, Even
 
 def versions_of(rollouts: Rollouts, count: int, **asked: Any) -> list[str]:
     return [
-        rollouts.choose("tiny", None, caller=f"device {number}", key="k").servable.key.version
+        rollouts.choose("tiny", None, caller=(f"device {number}",), key="k").servable.key.version
         for number in range(count)
     ]
 
@@ -72,7 +72,7 @@ def test_a_request_sticks_by_its_key_where_the_rule_says_so(repository: Reposito
     rollouts, _, _ = rollouts_over(repository, percent=50, by="request")
 
     def version(key: str) -> str:
-        return rollouts.choose("tiny", None, caller="one", key=key).servable.key.version
+        return rollouts.choose("tiny", None, caller=("one",), key=key).servable.key.version
 
     drawn = {key: version(key) for key in map(str, range(40))}
     assert set(drawn.values()) == {OLD, NEW}
@@ -81,7 +81,7 @@ def test_a_request_sticks_by_its_key_where_the_rule_says_so(repository: Reposito
 
 def test_whoever_names_a_version_is_not_part_of_the_trial(repository: Repository):
     rollouts, _, _ = rollouts_over(repository, percent=90)
-    choice = rollouts.choose("tiny", "stable", caller="x", key="k")
+    choice = rollouts.choose("tiny", "stable", caller=("x",), key="k")
     assert (choice.servable.key.version, choice.split) == (OLD, False)
     for _ in range(100):
         rollouts.ended(ModelKey("tiny", NEW), split=False, status=502, code="inference")
@@ -106,7 +106,7 @@ def test_a_client_of_tensors_gets_no_canary_with_other_tensors():
     repository = Repository([with_version(OLD), with_version(NEW, model=other)])
     rollouts, _, _ = rollouts_over(repository, percent=90)
     for number in range(20):
-        choice = rollouts.choose("tiny", None, caller=str(number), key="k", tensors=True)
+        choice = rollouts.choose("tiny", None, caller=(str(number),), key="k", tensors=True)
         assert choice.servable.key.version == OLD
 
 

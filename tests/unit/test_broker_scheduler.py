@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from random import Random
 
 import pytest
 
-from broker.executors.base import BatchItem
+from broker.executors.base import BatchItem, BatchOutcome
 from broker.models.servable import ModelKey
 from broker.scheduling.scheduler import Scheduler
 from broker.scheduling.ticket import Caller
@@ -388,3 +388,63 @@ async def test_goodput_holds_at_three_times_the_load():
             await asyncio.sleep(0.001)
     assert good + late + refused == sent
     assert good / 4.0 >= 0.75 * 133, (good, late, refused)  # a peer's untuned queue keeps 0
+
+
+class AheadExecutor(SleepExecutor):
+    """Takes one batch ahead and runs them one after the other; knows how long it had nothing."""
+
+    depth = 2
+
+    def __init__(self, fixed_ms: float) -> None:
+        super().__init__(fixed_ms)
+        self.given = 0
+        self.turn = asyncio.Lock()
+
+    async def run(self, model: ModelKey, batch: Sequence[BatchItem]) -> BatchOutcome:
+        self.given += 1
+        async with self.turn:
+            return await super().run(model, batch)
+
+
+async def test_a_full_batch_goes_ahead_shortly_before_the_running_one_ends():
+    executor = AheadExecutor(fixed_ms=200)
+    async with running(executor, max_batch=2) as scheduler:
+        executor.given = 0
+        asks = [asyncio.create_task(ask(scheduler, b"0"))]
+        await until(lambda: executor.batches)
+        asks += [asyncio.create_task(ask(scheduler, b"%d" % number)) for number in range(1, 4)]
+        await until(lambda: scheduler.queued(A) == 3)
+        assert executor.given == 1  # not at once: who is due earlier may still come
+        await until(lambda: executor.given == 2)
+        assert len(executor.batches) == 1  # the first one still runs
+        assert scheduler.queue_delay_ms(A) >= 200  # both of them are waited for
+        assert await asyncio.gather(*asks) == list("0123")
+    assert [len(images) for _, images in executor.batches] == [1, 2, 1]
+
+
+async def test_a_batch_that_is_not_full_waits_for_the_device():
+    executor = AheadExecutor(fixed_ms=20)
+    async with running(executor, max_batch=4) as scheduler:
+        executor.given = 0
+        executor.gate.clear()  # the first one takes far longer than it should
+        asks = [asyncio.create_task(ask(scheduler, b"0"))]
+        await until(lambda: executor.batches)
+        asks.append(asyncio.create_task(ask(scheduler, b"1")))
+        await asyncio.sleep(0.06)
+        assert executor.given == 1
+        asks.append(asyncio.create_task(ask(scheduler, b"2")))
+        await until(lambda: scheduler.queued(A) == 2)
+        executor.gate.set()
+        assert await asyncio.gather(*asks) == list("012")
+    assert [images for _, images in executor.batches] == [[b"0"], [b"1", b"2"]]
+
+
+async def test_closing_answers_what_the_executor_took_ahead_too():
+    executor = AheadExecutor(fixed_ms=20)
+    async with running(executor, max_batch=1) as scheduler:
+        executor.gate.clear()
+        asks = [asyncio.create_task(ask(scheduler, b"p")) for _ in range(4)]
+        await until(lambda: executor.given >= 2)
+        await scheduler.close()
+        outcomes = await asyncio.gather(*asks, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Overloaded] * 4

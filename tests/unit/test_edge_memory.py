@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from edge_runtime.contract.errors import ConfigError
 from edge_runtime.estimators.path import PathEstimator
 from edge_runtime.estimators.remembered import recall, remember
 from edge_runtime.memory import Memory
+from edge_runtime.state import FolderClaim
 from edge_runtime.testing import ScriptedTransport
 from tests.support.bundles import LABELS, photo, tiny_bundle
 
@@ -204,3 +207,33 @@ def test_a_full_disk_costs_the_memory_and_no_answer(
         monkeypatch.setattr("edge_runtime.memory.write_atomic", full)
         assert edge.run(photo(0), deadline_ms=2000).label == LABELS[1]
     assert "not kept: no space" in caplog.text
+
+
+def test_a_state_folder_is_one_runtimes_at_a_time(tmp_path: Path) -> None:
+    with EdgeRuntime(BUNDLE, variant="tflite-fp32", state=tmp_path):
+        with pytest.raises(ConfigError, match="another runtime uses the folder"):
+            EdgeRuntime(BUNDLE, variant="tflite-fp32", state=tmp_path)
+        with EdgeRuntime(BUNDLE, variant="tflite-fp32", state=tmp_path / "other"):
+            pass
+    with EdgeRuntime(BUNDLE, variant="tflite-fp32", state=tmp_path):
+        pass
+
+
+def test_a_runtime_that_could_not_be_made_claims_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        EdgeRuntime(BUNDLE, variant="none-such", state=tmp_path)
+    with EdgeRuntime(BUNDLE, variant="tflite-fp32", state=tmp_path):
+        pass
+
+
+def test_a_killed_app_leaves_no_claim(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys\n"
+        "from edge_runtime.state import FolderClaim\n"
+        "claim = FolderClaim(pathlib.Path(sys.argv[1]))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / ".claim").exists()
+    FolderClaim(tmp_path).close()

@@ -335,8 +335,12 @@ def test_reference_keeps_every_value_and_its_range_on_noise() -> None:
         inputs=(TensorSpec(name="image", dtype="float32", shape=(1, 3, 12, 12), layout="NCHW"),),
         outputs=(TensorSpec(name="logits", dtype="float32", shape=(1, 8, 6, 6), layout="NCHW"),),
     )
-    program = torch.export.export(Net().eval(), (IMAGE,)).module()
-    reference = Reference(program, record, [], 0)
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    exported = torch.export.export(
+        Net().eval(), (torch.cat([IMAGE, IMAGE]),), dynamic_shapes=((batch,))
+    )
+    reference = Reference(exported.module(), record, [], 0)
+    assert reference.batch_size == 8
     values = reference.values(IMAGE.numpy())
     assert next(iter(values)) == "image"
     assert np.array_equal(list(values.values())[-1], run(Net()))

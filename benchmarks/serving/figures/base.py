@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,25 @@ class Bench(msgspec.Struct, kw_only=True):
     resnet18: str
     photo: bytes
     tensor: bytes
+    until_s: float | None = None
+    """On the monotonic clock: no round begins that would not end by then."""
+    figures_left: int = 1
+    """They share the time that is left."""
     started: int = 0
 
-    @property
-    def rounds(self) -> int:
-        """How often each server is measured, in turn with the others."""
-        return 1 if self.quick else 3
+    def turns(self) -> Iterator[int]:
+        """Numbers of the rounds: in each every server is measured, in turn with the others.
+
+        Three, one in a quick run, and fewer than three where the time does not allow them.
+        """
+        began_s = time.monotonic()
+        for number in range(1 if self.quick else 3):
+            now_s = time.monotonic()
+            if number and self.until_s is not None:
+                share_s = (self.until_s - began_s) / max(self.figures_left, 1)
+                if (now_s - began_s) * (number + 1) / number > share_s:
+                    return
+            yield number
 
     @contextlib.contextmanager
     def server(

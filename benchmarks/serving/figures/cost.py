@@ -15,7 +15,7 @@ from benchmarks.serving.workload import Work
 
 CALLERS = 64
 CPU_MS = 0.20
-RATIOS = {"pytriton": 2.0, "litserve": 9.0}
+RATIOS = {"pytriton": 2.0, "ray": 3.0, "litserve": 9.0}
 FRONT_BYTES = 120 * 2**20
 
 
@@ -29,7 +29,7 @@ def measure(bench: Bench) -> Finding:
     )
     seconds = 3.0 if bench.quick else 6.0
     rows: list[Row] = []
-    for number in range(bench.rounds):
+    for number in bench.turns():
         for name in bench.servers(tuned=False):
             with bench.server(name, work) as target:
                 kind = target.kind(bench.tensor)

@@ -28,7 +28,7 @@ def deadlines(bench: Bench) -> Finding:
     seconds = 16.0 if bench.quick else 30.0
     classes = (("short", SHORT_MS, SHORT_SHARE), ("long", LONG_MS, 1.0 - SHORT_SHARE))
     rows: list[Row] = []
-    for number in range(bench.rounds):
+    for number in bench.turns():
         for name in bench.servers(tuned=True):
             if name != NEARFAR and bench.quick:
                 continue
@@ -65,7 +65,7 @@ def weights(bench: Bench) -> Finding:
     tenants = tuple(Tenant(f"tenant-{weight:g}", weight) for weight in WEIGHTS)
     rows: list[Row] = []
     errors = []
-    for number in range(bench.rounds):
+    for number in bench.turns():
         with bench.server(NEARFAR, work, tenants) as target:
             plan = Plan(
                 port=target.port,

@@ -6,6 +6,7 @@ is what each server lets it work on. The broker runs with its defaults.
 
 from __future__ import annotations
 
+from benchmarks.serving.device import waited_share
 from benchmarks.serving.figures.base import Bench, Finding, Row
 from benchmarks.serving.load import Phase, Plan
 from benchmarks.serving.measure import median, run_load, summary
@@ -24,7 +25,7 @@ def measure(bench: Bench) -> Finding:
     )
     seconds = 7.0 if bench.quick else 12.0
     rows: list[Row] = []
-    for number in range(bench.rounds):
+    for number in bench.turns():
         for name in bench.servers(tuned=True):
             with bench.server(name, work) as target:
                 kind = target.kind(bench.photo)
@@ -38,6 +39,7 @@ def measure(bench: Bench) -> Finding:
                 run = run_load(target, plan)
             row = summary(run.records, DEADLINE_MS, seconds / 4, seconds)
             row |= {"server": name, "load_average": run.load_average, "cpu_s": round(run.cpu_s, 2)}
+            row["device_waited"] = waited_share((target.folder / "log").read_text())
             row["capacity_share"] = round(row["good_per_s"] / work.capacity_per_s, 4)
             rows.append(row)
     share = median([row["capacity_share"] for row in rows if row["server"] == NEARFAR])

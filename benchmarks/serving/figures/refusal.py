@@ -31,7 +31,7 @@ def refusals(bench: Bench) -> Finding:
     passed = {}
     for expect in (True, False):
         p50, p99, early = [], [], []
-        for number in range(bench.rounds):
+        for number in bench.turns():
             with bench.server(NEARFAR, work) as target:
                 kind = target.kind(
                     bench.photo, expect=expect, body_after_ms=0.0 if expect else BODY_AFTER_MS
@@ -68,7 +68,7 @@ def recovery(bench: Bench) -> Finding:
     low = LATER_LOAD * work.capacity_per_s
     rows: list[Row] = []
     shares, before = [], []
-    for number in range(bench.rounds):
+    for number in bench.turns():
         with bench.server(NEARFAR, work) as target:
             plan = Plan(
                 port=target.port,
