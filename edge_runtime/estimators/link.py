@@ -344,7 +344,8 @@ class LinkEstimator(msgspec.Struct, frozen=True, kw_only=True):
         if total <= _NO_LIKELIHOOD:
             if found:
                 return self.observe(usual if usual <= 4.0 * plain else plain, now_s)
-            return self.observe_at_least(plain, now_s)
+            known = self.observe_at_least(plain, now_s)
+            return msgspec.structs.replace(known, samples=known.samples + 1)
         new_mean = sum(likely * m for likely, m, _ in found) / total
         new_variance = sum(likely * (v + (m - new_mean) ** 2) for likely, m, v in found) / total
         return self._learned(new_mean, min(new_variance, variance), mean, variance, now_s)

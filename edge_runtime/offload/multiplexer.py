@@ -12,6 +12,7 @@ seconds of any monotonic clock, passed in.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from typing import Final
@@ -49,6 +50,7 @@ __all__ = [
     "SessionOver",
 ]
 
+_SHORT_OF_TIME_S: Final = 1.0
 _TRUST_S: Final = 5.0
 """How long the last ADMIT lets the next upload begin with what the link is known to hold."""
 
@@ -129,14 +131,18 @@ class SessionOver(msgspec.Struct, frozen=True, kw_only=True):
 Event = Answered | Refused | Hinted | Ponged | SessionOver
 
 
-def _urgency(sending: Sending) -> tuple[int, float, int]:
-    """Least first: priority class, then the earliest deadline, then the oldest.
+def _rank(sending: Sending, turn: int, now_s: float) -> tuple[int, float, int]:
+    """Least first: the priority class; then what is short of time, by deadline; then by turns.
 
-    Two uploads that take turns on a slow link are both late; one after the other, one is in
-    time (Liu and Layland, JACM 20(1), 1973, on earliest deadline first).
+    Two photos that share a slow link by turns are both late, and one after the other the first
+    is in time (Liu and Layland, JACM 20(1), 1973, on earliest deadline first). What has time
+    takes turns, so that nothing small waits behind something large.
     """
     request = sending.request
-    return request.priority, sending.opened_s + request.deadline_ms / 1e3, request.id
+    due_s = sending.opened_s + request.deadline_ms / 1e3
+    if due_s - now_s <= _SHORT_OF_TIME_S:
+        return request.priority, due_s, request.id
+    return request.priority, math.inf, turn
 
 
 class Multiplexer:
@@ -146,6 +152,7 @@ class Multiplexer:
         self.window = SendWindow()
         self._frames: deque[Frame] = deque()
         self._open: dict[int, Sending] = {}
+        self._turns: deque[int] = deque()
         self._leaving: dict[int, Sending] = {}
         self._pings: dict[int, float] = {}
         self._last_id = 0
@@ -175,6 +182,7 @@ class Multiplexer:
         numbered = msgspec.structs.replace(request, id=self._last_id, size_bytes=len(body))
         sending = Sending(numbered, body, now_s, self.window.delivered_bytes)
         self._open[self._last_id] = sending
+        self._turns.append(self._last_id)
         self._frames.append(numbered)
         return sending
 
@@ -221,20 +229,22 @@ class Multiplexer:
         if room <= 0:
             return None
         chunk_bytes = self.window.chunk_bytes(now_s)
-        chosen = min(
-            (
-                sending
-                for sending in self._open.values()
-                if sending.to_send_bytes and self._allowance(sending, now_s) > 0
-            ),
-            key=_urgency,
-            default=None,
-        )
+        chosen, least = None, (0, 0.0, 0)
+        for number, request_id in enumerate(tuple(self._turns)):
+            sending = self._open.get(request_id)
+            if sending is None or not sending.to_send_bytes:
+                self._turns.remove(request_id)
+                continue
+            rank = _rank(sending, number, now_s)
+            if (chosen is None or rank < least) and self._allowance(sending, now_s) > 0:
+                chosen, least = sending, rank
         if chosen is None:
             return None
         size = min(chunk_bytes, chosen.to_send_bytes)
         if size > min(room, self._allowance(chosen, now_s)):
             return None  # a whole piece soon, rather than crumbs now
+        self._turns.remove(chosen.request.id)
+        self._turns.append(chosen.request.id)
         start = chosen.sent_bytes
         chosen.sent_bytes += size
         chosen.marks.append((chosen.sent_bytes, now_s))

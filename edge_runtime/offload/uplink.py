@@ -188,8 +188,9 @@ class Uplink(Contact):
         """Open a connection, measure the round trip and find the model, in the background.
 
         The future tells whether an upload could start now. While the breaker is open, this
-        is the health request that may close it, once its back-off is over. Without
-        ``forced`` nothing happens within a second of the last time.
+        is the health request that may close it, once its back-off is over. A path that is
+        ready is asked as well: that keeps the radio awake, or wakes it. Without ``forced``
+        nothing happens within a second of the last time.
         """
         now = time.monotonic()
         closed = self._health.breaker.state == "CLOSED"
@@ -197,7 +198,7 @@ class Uplink(Contact):
         ready = closed and self._connection_idle() and self._model is not None
         barred = not closed and not self._health.breaker.probe_due(now)
         recent = self._warming is not None or now - self._warmed_s < _WARM_PAUSE_S
-        if not barred and (forced or not (ready or recent)):
+        if not barred and (forced or not recent):
             with suppress(RuntimeError):  # being closed
                 return self._thread.submit(self._warm())
         answer: Future[bool] = Future()

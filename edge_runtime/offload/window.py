@@ -83,7 +83,7 @@ class SendWindow:
         return self.limit_bytes(now_s) - self.in_flight_bytes
 
     def chunk_bytes(self, now_s: float) -> int:
-        """The size of one DATA frame: about 10 ms of the link: an urgent one waits no longer.
+        """The size of one DATA frame: about 10 ms of the link, so that uploads take turns.
 
         At most a quarter of the window, so that acknowledgements come while bytes still wait.
         """

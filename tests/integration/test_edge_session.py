@@ -569,6 +569,23 @@ async def test_a_runtimes_missed_deadline_counts_only_what_was_sent(matching: Ru
         assert transport.session_open
 
 
+async def test_keeping_warm_sends_something_over_a_session_that_is_open(matching: RunningBroker):
+    """An open connection says nothing of the radio under it."""
+
+    def pings() -> float:
+        return metric(matching, "nearfar_session_frames_total", direction="in", frame="ping")
+
+    async with runtime(matching.url) as device:
+        await session_of(device)
+        uplink = device._engine.uplink
+        assert uplink is not None
+        await asyncio.sleep(1.1)
+        before = pings()
+        assert await asyncio.wrap_future(uplink.prewarm())
+        assert await asyncio.wrap_future(uplink.prewarm())
+        assert pings() == before + 1
+
+
 async def test_a_runtime_whose_broker_dawdles_blames_the_broker_and_not_the_link(
     matching: RunningBroker,
 ):

@@ -42,7 +42,7 @@ def ask(
     now_s: float = 0.0,
     *,
     priority: int = 3,
-    deadline_ms: int = 1000,
+    deadline_ms: int = 10_000,
 ) -> Sending:
     request = Request(
         id=1,
@@ -97,22 +97,31 @@ def test_a_request_that_was_cancelled_before_it_was_written_never_leaves() -> No
     assert machine.open == {}
 
 
-def test_the_earliest_deadline_goes_first_and_urgent_ones_before_it() -> None:
+def test_uploads_of_one_priority_take_turns_and_urgent_ones_go_first() -> None:
     machine = Multiplexer()
     for _ in range(2):
         ask(machine, 12_288)
     found = [frame.id for frame in frames(machine) if isinstance(frame, Data)]
-    assert found == [1, 1, 1, 2, 2, 2]
-    machine = Multiplexer()
-    ask(machine, 8192, deadline_ms=900)
-    ask(machine, 8192, deadline_ms=400)
-    found = [frame.id for frame in frames(machine) if isinstance(frame, Data)]
-    assert found == [2, 2, 1, 1]
+    assert found == [1, 2, 1, 2, 1, 2]
     machine = Multiplexer()
     ask(machine, 8192)
     ask(machine, 8192, priority=0)
     found = [frame.id for frame in frames(machine) if isinstance(frame, Data)]
     assert found == [2, 2, 1, 1]
+
+
+def test_of_those_short_of_time_the_earliest_deadline_goes_first() -> None:
+    machine = Multiplexer()
+    for _ in range(2):
+        ask(machine, 12_288, deadline_ms=400)
+    found = [frame.id for frame in frames(machine) if isinstance(frame, Data)]
+    assert found == [1, 1, 1, 2, 2, 2]
+    machine = Multiplexer()
+    ask(machine, 8192)
+    ask(machine, 4096, deadline_ms=900)
+    ask(machine, 4096, deadline_ms=400)
+    found = [frame.id for frame in frames(machine) if isinstance(frame, Data)]
+    assert found == [3, 2, 1, 1]
 
 
 def test_a_retry_whose_body_the_broker_has_sends_no_more_of_it() -> None:
