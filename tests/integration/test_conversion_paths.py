@@ -11,7 +11,7 @@ from edge_runtime.bundle import Bundle
 from tests.support import padded_digits
 from tests.support.digits import checked, render
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 PRECISIONS = "fp32,fp16,int8,int8w"
 

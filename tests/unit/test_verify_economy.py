@@ -55,7 +55,8 @@ def _run(format_name: Format) -> VariantRun:
     variant = Variant(
         id=f"{format_name}-int8", format=format_name, precision="int8", path="x",
         sha256="0" * 64, size_bytes=1, inputs=(spec,), outputs=(spec,),
-        preprocess=named("tf", 8, 8), min_os=MinOs(), min_runtime="1", accelerators=("cpu",),
+        preprocess=named("tf", 8, 8), min_os=MinOs(), min_runtime="1", peak_ram_bytes=1,
+        accelerators=("cpu",),
         quality=Quality(
             data="golden", images=1, sqnr_db_mean=1.0, sqnr_db_min=1.0, max_abs=1.0,
             size_ratio=1.0, passed=True,
