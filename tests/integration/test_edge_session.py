@@ -597,7 +597,8 @@ async def test_a_runtime_whose_broker_dawdles_blames_the_broker_and_not_the_link
         assert before is not None
         with held(matching):
             for seed in range(4):
-                with pytest.raises(DeadlineExceeded):
+                # Once the batch is overdue the broker says no before the upload.
+                with pytest.raises((DeadlineExceeded, Overloaded)):
                     await device.arun(photo(seed), deadline_ms=300)
             await until(lambda: device.status().broker.queue_ms > 100)
         after = device.status().broker

@@ -167,30 +167,24 @@ def test_the_weights_that_are_written_need_no_more_rounding(case: Case) -> None:
     assert float((answer - wanted).abs().max()) < 1e-3 * float(wanted.abs().max())
 
 
-def test_the_converted_file_is_closer_to_the_float_net(case: Case, tmp_path: Path) -> None:
-    """Real .tflite files, judged by ``verify`` on unseen pictures against the float net."""
+def test_the_converted_file_answers_as_training_promised(case: Case, tmp_path: Path) -> None:
+    """A real .tflite file, judged by ``verify`` on unseen pictures against the float net."""
     unseen = write_shapes(tmp_path / "unseen", 40, first=2000)
     tuning = dataclasses.replace(ROUNDED, qat_bits=8, learning_rate=3e-4)
-    case.tune("file", tuning)
-    figures = {}
-    for name, weights in (
-        ("plain", Path(str(case.source.weights))),
-        ("qat", case.folder / "file" / "model.safetensors"),
-    ):
-        bundle = tmp_path / f"{name}.bundle"
-        done = nearfar(
-            "convert", case.source.source, "--weights", weights, "--preprocess", "torchvision",
-            "--input-size", "32", "--to", "tflite", "--precision", "int8",
-            "--calib", case.pictures, "-o", bundle, "--quiet",
-        )  # fmt: skip
-        assert done.returncode in (0, 1), done.stderr
-        report = tmp_path / f"{name}.json"
-        done = nearfar(
-            "verify", bundle, "--eval", unseen, "--reference", case.source.source,
-            "--weights", str(case.source.weights), "--json", report, "--quiet",
-        )  # fmt: skip
-        assert done.returncode in (0, 1), done.stderr
-        (figures[name],) = json.loads(report.read_text())["variants"]
-    assert figures["qat"]["images"] == figures["plain"]["images"] == 160
-    assert figures["qat"]["agreement"] >= figures["plain"]["agreement"]
-    assert figures["qat"]["sqnr_db"] > figures["plain"]["sqnr_db"]
+    _, promised = case.distance(case.tune("file", tuning), 8)
+    bundle, report = tmp_path / "qat.bundle", tmp_path / "qat.json"
+    done = nearfar(
+        "convert", case.source.source, "--weights", case.folder / "file" / "model.safetensors",
+        "--preprocess", "torchvision", "--input-size", "32", "--to", "tflite",
+        "--precision", "int8", "--calib", case.pictures, "-o", bundle, "--quiet",
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    done = nearfar(
+        "verify", bundle, "--eval", unseen, "--reference", case.source.source,
+        "--weights", str(case.source.weights), "--json", report, "--quiet",
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr
+    (figures,) = json.loads(report.read_text())["variants"]
+    assert figures["images"] == 160
+    assert promised > 0.95
+    assert figures["agreement"] >= promised - 0.03, "five images of 160: others than it promised on"
