@@ -22,6 +22,7 @@ from broker.http.sessions.registry import Sessions
 from broker.jobs.execution import Execution
 from broker.jobs.jobs import Jobs
 from broker.jobs.journal import Journal
+from broker.jobs.metrics import JobMetrics
 from broker.models.repository import Repository
 from broker.models.rollout import Rollouts
 from broker.models.routing_state import begin_routing
@@ -93,6 +94,7 @@ async def running_services(
                 telemetry.watch_memory(residency)
             telemetry.watch(scheduler, executor, repository.keys)
             await jobs.start()
+            telemetry.registry.register(JobMetrics(jobs))
             services = Services(
                 repository=repository,
                 rollouts=rollouts,

@@ -17,6 +17,7 @@ import hashlib
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol
@@ -92,6 +93,8 @@ class Jobs:
         self._removals: set[asyncio.Task[None]] = set()
         self._turns = Turns()
         self._usual_s: dict[str, float] = {}
+        self.ended: Counter[tuple[str, JobState]] = Counter()
+        """By model and state, since this process began."""
         """Mean run time by model, of this process."""
         self._running: tuple[Job, asyncio.Task[tuple[JobAnswer, bytes]]] | None = None
         self._work = asyncio.Event()
@@ -272,6 +275,11 @@ class Jobs:
 
     # Running ------------------------------------------------------------------------------
 
+    def live(self) -> dict[JobState, int]:
+        """How many wait and run."""
+        states = [job.state for job in self._by_id.values()]
+        return {"queued": states.count("queued"), "running": states.count("running")}
+
     def _waiting(self) -> list[Job]:
         return [job for job in self._by_id.values() if job.state == "queued"]
 
@@ -396,6 +404,7 @@ class Jobs:
         if failure is not None:
             fields["code"] = failure.code
         self._events("job_ended", fields)
+        self.ended[job.spec.model, state] += 1
         self._remember(job)
 
     # Forgetting ---------------------------------------------------------------------------

@@ -144,6 +144,26 @@ async def test_a_canceled_job_is_gone_and_a_second_delete_forgets_it(broker: Run
             assert (await request("GET", f"{broker.url}/v1/jobs/{job}")).status == 404
 
 
+async def test_a_scrape_tells_the_jobs_that_wait_and_how_others_ended(broker: RunningBroker):
+    async def scraped() -> str:
+        return (await request("GET", f"{broker.url}/metrics")).body.decode()
+
+    with held(broker):
+        first = (await submit(broker.url)).json["id"]
+        await until(lambda: broker.services.jobs._running is not None)
+        second = (await submit(broker.url)).json["id"]
+        text = await scraped()
+        assert 'nearfar_jobs{state="queued"} 1.0' in text
+        assert 'nearfar_jobs{state="running"} 1.0' in text
+        before = broker.services.jobs.ended["tiny", "canceled"]
+        await request("DELETE", f"{broker.url}/v1/jobs/{second}")
+    await done(broker.url, first)
+    text = await scraped()
+    assert 'nearfar_jobs{state="queued"} 0.0' in text
+    canceled = f'nearfar_jobs_ended_total{{model="tiny",state="canceled"}} {before + 1:.1f}'
+    assert canceled in text
+
+
 async def test_events_come_until_the_end_and_resume_where_they_broke_off(broker: RunningBroker):
     async with aiohttp.ClientSession() as session:
         with held(broker) as gate:
