@@ -39,12 +39,12 @@ from edge_runtime.contract.manifest import (
 )
 from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.contract.tensors import TensorSpec, pack_image
+from tests.support.cache import cached
 
 LABELS = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
 SIZE = 32
 _POOL = 4
 _FEATURES = (SIZE // _POOL) ** 2 * 3
-_CACHE = Path(__file__).parents[2] / "build" / "test-cache"
 
 
 @cache
@@ -57,11 +57,9 @@ def tiny_bundle(*, slow_fp32_layers: int = 0, scale: float = 40.0) -> Path:
     """
     source = Path(__file__).read_bytes() + Path(str(manifest_module.__file__)).read_bytes()
     key = hashlib.sha256(source + repr((slow_fp32_layers, scale)).encode()).hexdigest()[:16]
-    target = _CACHE / f"bundle-{key}"
-    if not (target / MANIFEST_NAME).is_file():
-        with atomic_directory(target, replace=True) as root:
-            _write(root, slow_fp32_layers, scale)
-    return target
+    return cached(
+        f"bundle-{key}", MANIFEST_NAME, lambda root: _write(root, slow_fp32_layers, scale)
+    )
 
 
 @cache

@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_runtime.contract import manifest as manifest_module
 from edge_runtime.contract import preprocess
-from edge_runtime.contract.files import atomic_directory, file_entries
+from edge_runtime.contract.files import file_entries
 from edge_runtime.contract.manifest import (
     MANIFEST_NAME,
     REFERENCE_RECORD_NAME,
@@ -55,6 +55,7 @@ from edge_runtime.contract.tasks import (
 )
 from edge_runtime.contract.tasks.detection import AnchorsRecord
 from edge_runtime.contract.tensors import TensorSpec
+from tests.support.cache import cached
 
 HEIGHT, WIDTH = 24, 32
 LABELS = ("ground", "car", "tree")
@@ -64,7 +65,6 @@ TASKS: tuple[TaskName, ...] = (
     "reconstruction",
 )  # fmt: skip
 IMAGE_TASKS: tuple[TaskName, ...] = tuple(name for name in TASKS if name != "generation")
-_CACHE = Path(__file__).parents[2] / "build" / "test-cache"
 Ending = Literal["", "argmax", "nms", "nhwc"]
 """``argmax`` and ``nms``: the end of segmentation and detection in the graph; ``nhwc``:
 images come out with their channels last."""
@@ -298,11 +298,11 @@ def task_bundle(
     """A bundle with one TorchScript variant, cached by the digest of this file."""
     source = Path(__file__).read_bytes() + Path(str(manifest_module.__file__)).read_bytes()
     source += repr((name, mode, ending, flip)).encode()
-    target = _CACHE / f"task-{hashlib.sha256(source).hexdigest()[:16]}"
-    if not (target / MANIFEST_NAME).is_file():
-        with atomic_directory(target, replace=True) as root:
-            _write_bundle(root, name, mode, ending, flip)
-    return target
+    return cached(
+        f"task-{hashlib.sha256(source).hexdigest()[:16]}",
+        MANIFEST_NAME,
+        lambda root: _write_bundle(root, name, mode, ending, flip),
+    )
 
 
 def _write_bundle(root: Path, name: TaskName, mode: InputMode, ending: Ending, flip: bool) -> None:
@@ -363,11 +363,11 @@ def _write_bundle(root: Path, name: TaskName, mode: InputMode, ending: Ending, f
 def task_servable(name: TaskName, *, mode: InputMode = "float") -> Path:
     """The same net as a servable, cached likewise."""
     source = Path(__file__).read_bytes() + repr((name, mode)).encode()
-    target = _CACHE / f"task-servable-{hashlib.sha256(source).hexdigest()[:16]}"
-    if not (target / SERVABLE_NAME).is_file():
-        with atomic_directory(target, replace=True) as root:
-            write_task_servable(root, name, mode=mode)
-    return target
+    return cached(
+        f"task-servable-{hashlib.sha256(source).hexdigest()[:16]}",
+        SERVABLE_NAME,
+        lambda root: write_task_servable(root, name, mode=mode),
+    )
 
 
 def write_task_servable(
