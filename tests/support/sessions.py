@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeVar
 
 import aiohttp
+import numpy as np
+from PIL import Image
 
 from broker.server import RunningBroker
 from edge_runtime.contract import limits
@@ -24,6 +27,8 @@ from edge_runtime.contract.frames import (
     decode_frame,
     encode_frame,
 )
+from edge_runtime.simulation.links import steady
+from edge_runtime.simulation.relay import Relay
 
 _F = TypeVar("_F")
 _LIMIT_S = 10.0
@@ -150,3 +155,21 @@ def held(broker: RunningBroker) -> Iterator[asyncio.Event]:
 def metric(broker: RunningBroker, name: str, **labels: str) -> float:
     """One sample of the broker's metrics; 0 when it was never counted."""
     return broker.services.telemetry.registry.get_sample_value(name, labels) or 0.0
+
+
+def noise(size_bytes: int) -> bytes:
+    """A PNG of about this size."""
+    side = int((size_bytes / 3) ** 0.5)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextlib.asynccontextmanager
+async def linked(broker: RunningBroker, mbps: float, rtt_ms: float) -> AsyncIterator[Relay]:
+    """A link of these figures before a broker; its requests go to the relay's ``url``."""
+    port = int(broker.url.rpartition(":")[2])
+    link = steady(uplink_mbps=mbps, downlink_mbps=mbps, rtt_ms=rtt_ms)
+    async with Relay("127.0.0.1", port, link) as relay:
+        yield relay
