@@ -98,7 +98,9 @@ class WorkerExecutor:
             async with self._my_turn(sent_to):
                 lost_before = self._lost
                 given = await self._run(model, items, sent_to)
-                interrupted = self._lost != lost_before
+                # Also where it was sent ahead to a child that died before its turn.
+                resent = sent_to is not None and sent_to is not self._supervisor.child
+                interrupted = resent or self._lost != lost_before
             results |= zip(rows, given, strict=True)
         ordered = [results[row] for row in range(len(batch))]
         return BatchOutcome(results=ordered, interrupted=interrupted)
