@@ -24,9 +24,10 @@ __all__ = ["Forecast", "Way", "forecast", "setup_ms"]
 
 _RTT_NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 """Gauss-Hermite quadrature of a normal with three nodes: (deviations, weight)."""
-_SOON, _SOON_WEIGHT = 0.5858, 0.8536
-_LATE, _LATE_WEIGHT = 3.4142, 0.1464
-"""Gauss-Laguerre quadrature of an exponential with two nodes: means, weight."""
+_TAIL_NODES = ((0.5858, 0.8536), (3.4142, 0.1464))
+"""Gauss-Laguerre quadrature of an exponential with two nodes: (means, weight)."""
+_SHORT_TAIL_MS = 8.0
+"""The mean of a wait that varies less than anything else: its mean stands for all of it."""
 _MIN_DEVIATION = 0.05
 _SQRT_2 = math.sqrt(2.0)
 _LOG_1E3 = math.log(1e3)
@@ -137,25 +138,22 @@ class Way:
         mean, scale, fresh, fresh_mean, fresh_scale = self.normal
         last = len(later)
         found = 0.0
-        for rtt_ms, queues in self.nodes:
-            left_ms = budget_ms - round_trips * rtt_ms
-            least_ms = last * rtt_ms
-            for queue_ms, weight in queues:
-                time_ms = left_ms - queue_ms
-                if time_ms <= least_ms:
-                    continue
-                needed = size_bytes / time_ms
-                for j, rest in later:
-                    # B_j falls ever faster and the time evenly: up, then down
-                    rate = rest / (time_ms - j * rtt_ms)
-                    if rate <= needed:
-                        break
-                    needed = rate
-                log_needed = log(needed)
-                p = 0.5 * erfc((mean - log_needed) * scale)
-                if fresh > 0.0:
-                    p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
-                found += weight * p
+        for rtt_ms, queue_ms, weight in self.nodes:
+            time_ms = budget_ms - round_trips * rtt_ms - queue_ms
+            if time_ms <= last * rtt_ms:
+                continue
+            needed = size_bytes / time_ms
+            for j, rest in later:
+                # B_j falls ever faster and the time evenly: up, then down
+                rate = rest / (time_ms - j * rtt_ms)
+                if rate <= needed:
+                    break
+                needed = rate
+            log_needed = log(needed)
+            p = 0.5 * erfc((mean - log_needed) * scale)
+            if fresh > 0.0:
+                p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
+            found += weight * p
         return min(found, 1.0) * (1.0 - self.link.outage)
 
     def chances_by_window(self, upload_bytes: int, time_left_ms: float) -> tuple[float, float]:
@@ -168,32 +166,29 @@ class Way:
         mean, scale, fresh, fresh_mean, fresh_scale = self.normal
         last = len(later)
         wide = narrow = 0.0
-        for rtt_ms, queues in self.nodes:
-            left_ms = budget_ms - rtt_ms
-            least_ms = last * rtt_ms
-            for queue_ms, weight in queues:
-                time_ms = left_ms - queue_ms
-                if time_ms <= 0.0:
-                    continue
-                plain = needed = size_bytes / time_ms
-                log_needed = log(plain)
+        for rtt_ms, queue_ms, weight in self.nodes:
+            time_ms = budget_ms - rtt_ms - queue_ms
+            if time_ms <= 0.0:
+                continue
+            plain = needed = size_bytes / time_ms
+            log_needed = log(plain)
+            p = 0.5 * erfc((mean - log_needed) * scale)
+            if fresh > 0.0:
+                p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
+            wide += weight * p
+            if time_ms <= last * rtt_ms:
+                continue
+            for j, rest in later:
+                rate = rest / (time_ms - j * rtt_ms)
+                if rate <= needed:
+                    break
+                needed = rate
+            if needed > plain:
+                log_needed = log(needed)
                 p = 0.5 * erfc((mean - log_needed) * scale)
                 if fresh > 0.0:
                     p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
-                wide += weight * p
-                if time_ms <= least_ms:
-                    continue
-                for j, rest in later:
-                    rate = rest / (time_ms - j * rtt_ms)
-                    if rate <= needed:
-                        break
-                    needed = rate
-                if needed > plain:
-                    log_needed = log(needed)
-                    p = 0.5 * erfc((mean - log_needed) * scale)
-                    if fresh > 0.0:
-                        p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
-                narrow += weight * p
+            narrow += weight * p
         there = 1.0 - self.link.outage
         return min(wide, 1.0) * there, min(narrow, 1.0) * there
 
@@ -225,28 +220,23 @@ def _median_ms(size_bytes: float, link: LinkOutlook, later: list[tuple[int, floa
     return longest_ms
 
 
-def _nodes(
-    link: LinkOutlook, tail_ms: float
-) -> list[tuple[float, tuple[tuple[float, float], ...]]]:
-    """Round trips, and with each the broker's waits and their weights."""
+def _nodes(link: LinkOutlook, tail_ms: float) -> list[tuple[float, float, float]]:
+    """Round trips, waits for the broker, and their weights."""
     rtts = link.rtt_nodes_ms
+    if rtts and tail_ms <= _SHORT_TAIL_MS:
+        weight = 1.0 / len(rtts)
+        return [(rtt_ms, tail_ms, weight) for rtt_ms in rtts]
     if rtts:
-        queues = _queues(tail_ms, 1.0 / len(rtts))
-        return [(rtt_ms, queues) for rtt_ms in rtts]
-    floor_ms = link.rtt_ms / 4
+        trips = [(rtt_ms, 1.0 / len(rtts)) for rtt_ms in rtts]
+    else:
+        floor_ms = link.rtt_ms / 4
+        trips = [
+            (max(link.rtt_ms + deviations * link.rtt_deviation_ms, floor_ms), weight)
+            for deviations, weight in _RTT_NODES
+        ]
+    waits = _TAIL_NODES if tail_ms > _SHORT_TAIL_MS else ((1.0, 1.0),)
     return [
-        (
-            max(link.rtt_ms + deviations * link.rtt_deviation_ms, floor_ms),
-            _queues(tail_ms, weight),
-        )
-        for deviations, weight in _RTT_NODES
+        (rtt_ms, means * tail_ms, weight * share)
+        for rtt_ms, weight in trips
+        for means, share in waits
     ]
-
-
-def _queues(tail_ms: float, weight: float) -> tuple[tuple[float, float], ...]:
-    if tail_ms > 0:
-        return (
-            (_SOON * tail_ms, weight * _SOON_WEIGHT),
-            (_LATE * tail_ms, weight * _LATE_WEIGHT),
-        )
-    return ((0.0, weight),)

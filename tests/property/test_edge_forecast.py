@@ -49,7 +49,8 @@ def expected_chance(
     link: LinkOutlook, cloud: CloudOutlook, size: float, time_ms: float, window: float
 ) -> float:
     """Every pair of nodes by ``transfer.required_rate``."""
-    waits = ((0.5858, 0.8536), (3.4142, 0.1464)) if cloud.tail_ms else ((0.0, 1.0),)
+    long = cloud.tail_ms > 8.0
+    waits = ((0.5858, 0.8536), (3.4142, 0.1464)) if long else ((1.0, 1.0),)
     found = 0.0
     for rtt_ms in link.rtt_nodes_ms:
         for wait, share in waits:
@@ -72,6 +73,22 @@ def test_the_chance_is_the_quadrature_of_required_rates(
     found = Way(link, cloud, size).chance(time_ms)
     expected = expected_chance(link, cloud, wire, time_ms, link.window_bytes)
     assert found == pytest.approx(expected, abs=1e-9)
+
+
+@given(link=links, size=sizes, tail_ms=st.floats(0, 8), time_ms=st.floats(100, 5000))
+def test_the_mean_of_a_short_wait_stands_for_all_of_it(
+    link: LinkOutlook, size: int, tail_ms: float, time_ms: float
+) -> None:
+    """Against two hundred equally likely waits, on links as uncertain as they come."""
+    doubtful = msgspec.structs.replace(
+        link, log_rate_deviation=0.5, long_run_deviation=0.8, promotion_ms=0.0, setup_round_trips=0,
+        rtt_nodes_ms=(40.0, 50.0, 60.0, 75.0, 95.0), window_bytes=1e6,
+    )  # fmt: skip
+    cloud = CloudOutlook(queue_ms=0.0, inference_ms=20.0, tail_ms=tail_ms)
+    exact = Way(doubtful, msgspec.structs.replace(cloud, tail_ms=0.0), size)
+    waits = [-tail_ms * math.log(1 - (i + 0.5) / 200) for i in range(200)]
+    expected = sum(exact.chance(time_ms - wait_ms) for wait_ms in waits) / 200
+    assert Way(doubtful, cloud, size).chance(time_ms) == pytest.approx(expected, abs=0.02)
 
 
 @given(link=links, cloud=clouds, size=sizes, time_ms=times_ms, wait_ms=st.floats(0, 500))
