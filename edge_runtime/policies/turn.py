@@ -308,9 +308,18 @@ class Turn:
         return 0.5 * math.erfc(-z / _SQRT_2)
 
     def _latest_start_ms(self) -> float:
-        """How long a local run can wait and still end in time, almost surely."""
+        """How long a local run can wait and still end in time, almost surely.
+
+        What other requests hold back has its place reserved; this run ends before, or starts
+        after it.
+        """
         local = self.local
-        return self.left_ms - local.queue_wait_ms - 1.1 * local.p95_ms - _START_MARGIN_MS
+        run_ms = 1.1 * local.p95_ms
+        start_ms = self.left_ms - local.queue_wait_ms - run_ms - _START_MARGIN_MS
+        for other_ms in reversed(local.reserved_ms):
+            if other_ms < start_ms + run_ms and start_ms < other_ms + run_ms:
+                start_ms = other_ms - run_ms
+        return start_ms
 
     def _run_cost(self, p_cloud: float) -> float:
         """Of one local run: its energy, and what it takes from others.
