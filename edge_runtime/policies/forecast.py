@@ -26,8 +26,7 @@ _RTT_NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 """Gauss-Hermite quadrature of a normal with three nodes: (deviations, weight)."""
 _TAIL_NODES = ((0.5858, 0.8536), (3.4142, 0.1464))
 """Gauss-Laguerre quadrature of an exponential with two nodes: (means, weight)."""
-_SHORT_TAIL_MS = 8.0
-"""The mean of a wait that varies less than anything else: its mean stands for all of it."""
+_NO_TAIL = ((0.0, 1.0),)
 _MIN_DEVIATION = 0.05
 _SQRT_2 = math.sqrt(2.0)
 _LOG_1E3 = math.log(1e3)
@@ -76,7 +75,7 @@ class Way:
 
     __slots__ = (
         "cloud_ms", "later", "link", "nodes", "normal", "round_trips", "server_ms", "size_bytes",
-        "upload_ms", "wait_ms",
+        "tail_ms", "upload_ms", "wait_ms",
     )  # fmt: skip
 
     def __init__(
@@ -106,12 +105,14 @@ class Way:
             wait_ms + round_trips * link.rtt_ms + self.upload_ms + self.server_ms + cloud.tail_ms
         )
         """Until the answer is there, likewise."""
+        self.tail_ms = cloud.tail_ms
         self.nodes = _nodes(link, cloud.tail_ms)
-        # rates are bytes per millisecond: means, and what turns deviations from them for erfc
+        # half the weight of each normal; its mean in bytes per millisecond; the scale for erfc
         self.normal = (
+            0.5 * (1.0 - fresh),
             link.log_rate_mean - _LOG_1E3,
             -1.0 / (_SQRT_2 * max(link.log_rate_deviation, _MIN_DEVIATION)),
-            fresh,
+            0.5 * fresh,
             link.long_run_mean - _LOG_1E3,
             -1.0 / (_SQRT_2 * max(link.long_run_deviation, _MIN_DEVIATION)),
         )
@@ -135,7 +136,7 @@ class Way:
     ) -> float:
         if budget_ms <= 0.0:
             return 0.0
-        mean, scale, fresh, fresh_mean, fresh_scale = self.normal
+        kept, mean, scale, fresh, fresh_mean, fresh_scale = self.normal
         last = len(later)
         found = 0.0
         for rtt_ms, queue_ms, weight in self.nodes:
@@ -150,31 +151,34 @@ class Way:
                     break
                 needed = rate
             log_needed = log(needed)
-            p = 0.5 * erfc((mean - log_needed) * scale)
+            p = kept * erfc((mean - log_needed) * scale)
             if fresh > 0.0:
-                p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
+                p += fresh * erfc((fresh_mean - log_needed) * fresh_scale)
             found += weight * p
         return min(found, 1.0) * (1.0 - self.link.outage)
 
     def chances_by_window(self, upload_bytes: int, time_left_ms: float) -> tuple[float, float]:
-        """On a warm path: with a window that an upload has opened, and with an initial one."""
-        budget_ms = time_left_ms - self.server_ms
+        """On a warm path: with a window that an upload has opened, and with an initial one.
+
+        Their difference counts: the mean of the broker's tail is enough for it.
+        """
+        budget_ms = time_left_ms - self.server_ms - self.tail_ms
         if budget_ms <= 0.0:
             return 0.0, 0.0
         size_bytes = wire_bytes(upload_bytes)
         later = _later_rounds(size_bytes, INITIAL_WINDOW_BYTES)
-        mean, scale, fresh, fresh_mean, fresh_scale = self.normal
+        kept, mean, scale, fresh, fresh_mean, fresh_scale = self.normal
         last = len(later)
         wide = narrow = 0.0
-        for rtt_ms, queue_ms, weight in self.nodes:
-            time_ms = budget_ms - rtt_ms - queue_ms
+        for rtt_ms, weight in _trips(self.link):
+            time_ms = budget_ms - rtt_ms
             if time_ms <= 0.0:
                 continue
             plain = needed = size_bytes / time_ms
             log_needed = log(plain)
-            p = 0.5 * erfc((mean - log_needed) * scale)
+            p = kept * erfc((mean - log_needed) * scale)
             if fresh > 0.0:
-                p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
+                p += fresh * erfc((fresh_mean - log_needed) * fresh_scale)
             wide += weight * p
             if time_ms <= last * rtt_ms:
                 continue
@@ -185,9 +189,9 @@ class Way:
                 needed = rate
             if needed > plain:
                 log_needed = log(needed)
-                p = 0.5 * erfc((mean - log_needed) * scale)
+                p = kept * erfc((mean - log_needed) * scale)
                 if fresh > 0.0:
-                    p += fresh * (0.5 * erfc((fresh_mean - log_needed) * fresh_scale) - p)
+                    p += fresh * erfc((fresh_mean - log_needed) * fresh_scale)
             narrow += weight * p
         there = 1.0 - self.link.outage
         return min(wide, 1.0) * there, min(narrow, 1.0) * there
@@ -222,21 +226,22 @@ def _median_ms(size_bytes: float, link: LinkOutlook, later: list[tuple[int, floa
 
 def _nodes(link: LinkOutlook, tail_ms: float) -> list[tuple[float, float, float]]:
     """Round trips, waits for the broker, and their weights."""
-    rtts = link.rtt_nodes_ms
-    if rtts and tail_ms <= _SHORT_TAIL_MS:
-        weight = 1.0 / len(rtts)
-        return [(rtt_ms, tail_ms, weight) for rtt_ms in rtts]
-    if rtts:
-        trips = [(rtt_ms, 1.0 / len(rtts)) for rtt_ms in rtts]
-    else:
-        floor_ms = link.rtt_ms / 4
-        trips = [
-            (max(link.rtt_ms + deviations * link.rtt_deviation_ms, floor_ms), weight)
-            for deviations, weight in _RTT_NODES
-        ]
-    waits = _TAIL_NODES if tail_ms > _SHORT_TAIL_MS else ((1.0, 1.0),)
+    waits = _TAIL_NODES if tail_ms > 0.0 else _NO_TAIL
     return [
         (rtt_ms, means * tail_ms, weight * share)
-        for rtt_ms, weight in trips
+        for rtt_ms, weight in _trips(link)
         for means, share in waits
+    ]
+
+
+def _trips(link: LinkOutlook) -> list[tuple[float, float]]:
+    """Round trips and their weights."""
+    rtts = link.rtt_nodes_ms
+    if rtts:
+        weight = 1.0 / len(rtts)
+        return [(rtt_ms, weight) for rtt_ms in rtts]
+    floor_ms = link.rtt_ms / 4
+    return [
+        (max(link.rtt_ms + deviations * link.rtt_deviation_ms, floor_ms), weight)
+        for deviations, weight in _RTT_NODES
     ]
