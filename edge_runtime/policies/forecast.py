@@ -26,7 +26,6 @@ _RTT_NODES = ((-math.sqrt(3.0), 1 / 6), (0.0, 2 / 3), (math.sqrt(3.0), 1 / 6))
 """Gauss-Hermite quadrature of a normal with three nodes: (deviations, weight)."""
 _TAIL_NODES = ((0.5858, 0.8536), (3.4142, 0.1464))
 """Gauss-Laguerre quadrature of an exponential with two nodes: (means, weight)."""
-_NO_TAIL = ((0.0, 1.0),)
 _MIN_DEVIATION = 0.05
 _SQRT_2 = math.sqrt(2.0)
 _LOG_1E3 = math.log(1e3)
@@ -75,7 +74,7 @@ class Way:
 
     __slots__ = (
         "cloud_ms", "later", "link", "nodes", "normal", "round_trips", "server_ms", "size_bytes",
-        "tail_ms", "upload_ms", "wait_ms",
+        "tail_ms", "trips", "upload_ms", "wait_ms",
     )  # fmt: skip
 
     def __init__(
@@ -106,7 +105,8 @@ class Way:
         )
         """Until the answer is there, likewise."""
         self.tail_ms = cloud.tail_ms
-        self.nodes = _nodes(link, cloud.tail_ms)
+        self.trips = _trips(link)
+        self.nodes = _nodes(self.trips, cloud.tail_ms)
         # half the weight of each normal; its mean in bytes per millisecond; the scale for erfc
         self.normal = (
             0.5 * (1.0 - fresh),
@@ -170,7 +170,7 @@ class Way:
         kept, mean, scale, fresh, fresh_mean, fresh_scale = self.normal
         last = len(later)
         wide = narrow = 0.0
-        for rtt_ms, weight in _trips(self.link):
+        for rtt_ms, weight in self.trips:
             time_ms = budget_ms - rtt_ms
             if time_ms <= 0.0:
                 continue
@@ -224,14 +224,17 @@ def _median_ms(size_bytes: float, link: LinkOutlook, later: list[tuple[int, floa
     return longest_ms
 
 
-def _nodes(link: LinkOutlook, tail_ms: float) -> list[tuple[float, float, float]]:
+def _nodes(trips: list[tuple[float, float]], tail_ms: float) -> list[tuple[float, float, float]]:
     """Round trips, waits for the broker, and their weights."""
-    waits = _TAIL_NODES if tail_ms > 0.0 else _NO_TAIL
-    return [
-        (rtt_ms, means * tail_ms, weight * share)
-        for rtt_ms, weight in _trips(link)
-        for means, share in waits
-    ]
+    if not tail_ms > 0.0:
+        return [(rtt_ms, 0.0, weight) for rtt_ms, weight in trips]
+    (soon, likely), (late, rarely) = _TAIL_NODES
+    soon_ms, late_ms = soon * tail_ms, late * tail_ms
+    nodes = []
+    for rtt_ms, weight in trips:
+        nodes.append((rtt_ms, soon_ms, weight * likely))
+        nodes.append((rtt_ms, late_ms, weight * rarely))
+    return nodes
 
 
 def _trips(link: LinkOutlook) -> list[tuple[float, float]]:
