@@ -2,8 +2,9 @@
 
 The hot path of every request. Budget: all decisions of a request (two or three) within 2 % of
 one local int8 MobileNetV2 inference, which is 79 us where that takes 3.97 ms; 200 us at most
-for one of them, caches cold. So: plain floats and loops (numpy takes a microsecond for each call), one
-``Way`` for all chances, nothing built twice, and no chance asked that cannot matter.
+for one of them, with cold caches. So: plain floats and loops (numpy takes a microsecond for
+each call), one ``Way`` for all chances, nothing built twice, and no chance asked that cannot
+matter.
 """
 
 from __future__ import annotations
