@@ -17,7 +17,7 @@ from edge_runtime.contract.tasks import GenerationTask
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.tensors import canonical
 from edge_runtime.estimators import LocalEstimator
-from edge_runtime.local_queue import LocalQueue, Ticket
+from edge_runtime.local_queue import Held, LocalQueue, Ticket
 from edge_runtime.memory import Memory
 from edge_runtime.photo import Photo
 from edge_runtime.policies.base import LocalOutlook
@@ -102,6 +102,8 @@ class LocalAnswer(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 _FAST = 0.25
 """Quantile of the latency that must fit for a run to begin."""
+_LONG = 0.95
+"""Quantile of the latency for which a run may keep others waiting."""
 
 
 class LocalModel:
@@ -111,7 +113,7 @@ class LocalModel:
         self, select: Callable[[], Selection], *, memory: Memory | None = None, threads: int = 1
     ) -> None:
         self._memory, self._threads = memory, threads
-        self._queue = LocalQueue("nearfar-local")
+        self._queue = LocalQueue("nearfar-local", self._long_ms)
         try:
             self._selection = self._queue.submit(select).future.result()
         except BaseException:
@@ -134,9 +136,15 @@ class LocalModel:
         return self._selection.pipeline.scored
 
     def outlook(
-        self, deadline_s: float = float("inf"), ticket: Ticket[LocalAnswer] | None = None
+        self,
+        deadline_s: float = float("inf"),
+        ticket: Ticket[LocalAnswer] | None = None,
+        owner: int = 0,
     ) -> LocalOutlook:
-        """Latency quantiles, and the wait: of a new request, or until ``ticket`` ends."""
+        """Latency quantiles, and the wait: of a new request, or until ``ticket`` ends.
+
+        ``owner``: what that request itself holds back is not counted.
+        """
         p50_ms = self._estimator.quantile_ms(0.5)
         waiting, running_s = self._queue.ahead(ticket, deadline_s)
         wait_ms = 0.0 if running_s is None else max(p50_ms - running_s * 1e3, 0.1 * p50_ms)
@@ -146,10 +154,24 @@ class LocalModel:
             left_ms = wait_ms if own else wait_ms + (waiting + 1) * p50_ms
         return LocalOutlook(
             p50_ms=p50_ms,
-            p95_ms=self._estimator.quantile_ms(0.95),
+            p95_ms=self._estimator.quantile_ms(_LONG),
             queue_wait_ms=wait_ms + waiting * p50_ms,
             left_ms=left_ms,
+            reserved_ms=self._queue.reserved_ms(owner, deadline_s),
         )
+
+    def hold(
+        self, owner: int, start_s: float, deadline_s: float, begin: Callable[[], None]
+    ) -> None:
+        """A request holds its run back until ``start_s``.
+
+        ``begin`` is called, in the model's thread, when another run would lock it out.
+        """
+        self._queue.hold(owner, Held(start_s, deadline_s, begin))
+
+    def release(self, owner: int) -> None:
+        """That request's run was submitted, or is not needed."""
+        self._queue.release(owner)
 
     def status(self) -> VariantStatus:
         """The same for people."""
@@ -185,6 +207,9 @@ class LocalModel:
 
     def _fast_ms(self) -> float:
         return self._estimator.quantile_ms(_FAST)
+
+    def _long_ms(self) -> float:
+        return self._estimator.quantile_ms(_LONG)
 
     def _run(self, asked: Photo | Seed, top_k: int | None, submitted: float) -> LocalAnswer:
         started = time.monotonic()

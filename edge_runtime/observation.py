@@ -99,7 +99,7 @@ def observe(
         upload_bytes=asked.image.upload_bytes,
         deadline_ms=asked.deadline_ms,
         time_left_ms=(asked.answer_by_s - now_s) * 1e3,
-        local=None if local is None else local.outlook(asked.deadline_s, ticket),
+        local=None if local is None else local.outlook(asked.answer_by_s, ticket, id(asked)),
         link=link,
         cloud=cloud,
         confidence=confidence,

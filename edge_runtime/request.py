@@ -127,7 +127,7 @@ class Request:
                 if action in (Action.LOCAL, Action.CASCADE, Action.HEDGED):
                     self._start_local()
                 elif action is Action.CLOUD_FIRST:
-                    self._local_start_s = _after(now_s, decision.local_start_ms)
+                    self._hold_local(_after(now_s, decision.local_start_ms))
                 else:
                     self._answer_by_s = self._asked.deadline_s
                 if late:
@@ -290,7 +290,7 @@ class Request:
         if decision.review_ms is not None:
             self._review_s = _after(now_s, max(decision.review_ms, _MIN_REVIEW_MS))
         if decision.action is Action.CLOUD_FIRST and self._ticket is None:
-            self._local_start_s = _after(now_s, decision.local_start_ms)
+            self._hold_local(_after(now_s, decision.local_start_ms))
         next_s = self.next_alarm_s()
         if next_s is not None and (before_s is None or next_s < before_s):
             self._wake()  # the caller sleeps until ``before_s``
@@ -302,9 +302,30 @@ class Request:
 
     # The local side -----------------------------------------------------------------
 
+    def _hold_local(self, start_s: float | None) -> None:
+        """The local run starts then, or when another would lock it out; None: not needed."""
+        self._local_start_s = start_s
+        local = self._engine.local
+        assert local is not None  # noqa: S101  # _feasible made sure
+        if start_s is None:
+            local.release(id(self._asked))
+        elif not self.done.done():
+            local.hold(id(self._asked), start_s, self._asked.answer_by_s, self._start_held)
+
+    def _start_held(self) -> None:
+        """Called by the local model's thread: now, or too late."""
+        try:
+            with self._lock:
+                if not self.done.done() and self._local_start_s is not None:
+                    self._local_start_s = None
+                    self._start_local()
+        except Exception as error:  # closed meanwhile
+            self._fail(error)
+
     def _start_local(self) -> None:
         local = self._engine.local
         assert local is not None  # noqa: S101  # _feasible made sure
+        local.release(id(self._asked))
         ticket = local.submit(
             self._asked.image,
             self._top_k,
@@ -551,6 +572,8 @@ class Request:
             )
 
     def _cancel_rest(self) -> None:
+        if self._engine.local is not None:
+            self._engine.local.release(id(self._asked))
         if self._ticket is not None:
             self._ticket.future.cancel()
         if self._cloud_future is not None:

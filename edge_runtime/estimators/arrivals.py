@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from functools import lru_cache
+from functools import cached_property
+from itertools import accumulate
+from operator import sub
 
 import msgspec
 
@@ -22,6 +24,7 @@ _ENDS_S = tuple(
     for octave in range(_OCTAVES)
 )
 _STARTS_S = (0.0, *_ENDS_S[:-1])
+_LENGTHS_S = tuple(end_s - start_s for start_s, end_s in zip(_STARTS_S, _ENDS_S, strict=True))
 _FORGET = 0.97
 _PRIOR_WEIGHT = 2.0
 _PRIOR_MEAN_S = 10.0
@@ -34,7 +37,7 @@ def _prior() -> tuple[float, ...]:
     return tuple(_PRIOR_WEIGHT * (survival[k] - survival[k + 1]) for k in range(_OCTAVES))
 
 
-class ArrivalEstimator(msgspec.Struct, frozen=True, kw_only=True):
+class ArrivalEstimator(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Forgetting counts of gaps; octave ``k`` ends at 0.125 s times 2^k."""
 
     weights: tuple[float, ...] = _prior()
@@ -56,42 +59,44 @@ class ArrivalEstimator(msgspec.Struct, frozen=True, kw_only=True):
         """P(the next gap is at most ``seconds``), linear within an octave."""
         if seconds <= 0:
             return 0.0
-        total, below, _, _ = _sums(self.weights)
+        total, below, _, _ = self._sums
         octave = bisect_right(_ENDS_S, seconds)
         if octave == _OCTAVES:
             return below[octave] / total
-        start_s = _STARTS_S[octave]
-        within = self.weights[octave] * (seconds - start_s) / (_ENDS_S[octave] - start_s)
+        within = self.weights[octave] * (seconds - _STARTS_S[octave]) / _LENGTHS_S[octave]
         return (below[octave] + within) / total
 
     def expected_within(self, seconds: float) -> float:
         """E[min(gap, seconds)]: the integral of the survival function, by octaves."""
         if seconds <= 0.0:
             return 0.0
-        total, _, survival, passed_s = _sums(self.weights)
+        total, _, survival, passed_s = self._sums
         octave = bisect_right(_ENDS_S, seconds)
         if octave == _OCTAVES:
             return passed_s[octave]
-        share, start_s = self.weights[octave] / total, _STARTS_S[octave]
-        span_s = seconds - start_s
-        inside = survival[octave] - share * span_s / (_ENDS_S[octave] - start_s) / 2
+        share = self.weights[octave] / total
+        span_s = seconds - _STARTS_S[octave]
+        inside = survival[octave] - share * span_s / _LENGTHS_S[octave] / 2
         return passed_s[octave] + span_s * inside
 
+    @cached_property
+    def _sums(self) -> tuple[float, list[float], list[float], list[float]]:
+        """The sum of all; then, before each octave and after the last one, three running ones.
 
-@lru_cache(maxsize=64)
-def _sums(
-    weights: tuple[float, ...],
-) -> tuple[float, tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """The sum of all; then, before each octave and after the last one, three running ones.
-
-    Those are of the weights, the survival function, and its integral. One decision asks for
-    them a dozen times.
-    """
-    total = sum(weights)
-    below, survival, passed_s = [0.0], [1.0], [0.0]
-    for weight, start_s, end_s in zip(weights, _STARTS_S, _ENDS_S, strict=True):
-        share = weight / total
-        below.append(below[-1] + weight)
-        passed_s.append(passed_s[-1] + (end_s - start_s) * (survival[-1] - share / 2))
-        survival.append(survival[-1] - share)
-    return total, tuple(below), tuple(survival), tuple(passed_s)
+        Those are of the weights, the survival function, and its integral. The decisions of
+        one request ask for them two dozen times.
+        """
+        weights = self.weights
+        total = sum(weights)
+        shares = [weight / total for weight in weights]
+        survival = list(accumulate(shares, sub, initial=1.0))
+        passed_s = [
+            length_s * (alive - share / 2)
+            for length_s, alive, share in zip(_LENGTHS_S, survival, shares, strict=False)
+        ]
+        return (
+            total,
+            list(accumulate(weights, initial=0.0)),
+            survival,
+            list(accumulate(passed_s, initial=0.0)),
+        )

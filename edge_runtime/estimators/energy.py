@@ -10,6 +10,7 @@ are not included. Carriers and chips differ: pass a table of your own.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -19,7 +20,7 @@ __all__ = ["RADIO_POWER", "RadioPower", "radio_power"]
 _BITS_PER_MEGABIT = 1e6
 
 
-class RadioPower(msgspec.Struct, frozen=True, kw_only=True):
+class RadioPower(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """One kind of radio; watts, seconds, and joules per megabit sent."""
 
     joules_per_megabit: float
@@ -30,7 +31,7 @@ class RadioPower(msgspec.Struct, frozen=True, kw_only=True):
     tail: tuple[tuple[float, float], ...]
     """``(seconds, watts)`` of each step, in order."""
 
-    @property
+    @cached_property
     def tail_s(self) -> float:
         """After this much silence the radio sleeps."""
         return sum(seconds for seconds, _ in self.tail)

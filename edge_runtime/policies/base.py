@@ -79,6 +79,8 @@ class LocalOutlook(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ended."""
     watts: float = 2.0
     """Of the device while the local model runs."""
+    reserved_ms: tuple[float, ...] = ()
+    """When runs that other requests hold back will start, at the latest: from now, rising."""
 
 
 class LinkOutlook(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -6,7 +6,6 @@ import msgspec
 
 from edge_runtime.estimators.energy import RadioPower, radio_power
 from edge_runtime.policies.base import LinkOutlook, Prices, Situation
-from edge_runtime.policies.forecast import Forecast
 
 __all__ = ["UNKNOWN_RADIO_JOULES", "Cost", "Pricing", "radio_of"]
 
@@ -30,6 +29,8 @@ class Cost(msgspec.Struct, frozen=True, gc=False):
 class Pricing:
     """Prices for one situation."""
 
+    __slots__ = ("_standing_joules", "link", "prices", "radio", "situation")
+
     def __init__(self, situation: Situation, link: LinkOutlook, prices: Prices) -> None:
         self.situation = situation
         self.link = link
@@ -37,30 +38,30 @@ class Pricing:
         self.radio = radio_of(situation)
         self._standing_joules: float | None = None
 
-    def cost(self, size_bytes: float, wait_ms: float, upload_ms: float) -> Cost:
-        """Of sending ``size_bytes`` for ``upload_ms`` while somebody waits ``wait_ms``."""
-        prices = self.prices
-        conditions = self.situation.conditions
+    def of_bytes(self, size_bytes: float) -> float:
+        """What the request and so many bytes cost."""
+        prices, conditions = self.prices, self.situation.conditions
         spare = conditions.metered is True or conditions.data_saver is True
         rate = prices.per_metered_megabyte if spare else prices.per_megabyte
-        joules = UNKNOWN_RADIO_JOULES
-        if self.radio is not None:
-            joules = self._upload_joules(self.radio, size_bytes, upload_ms)
-        return Cost(
-            prices.per_request + rate * size_bytes / 1e6,
-            prices.per_joule * joules,
-            prices.per_second * wait_ms / 1e3,
-        )
+        return prices.per_request + rate * size_bytes / 1e6
 
-    def _upload_joules(self, radio: RadioPower, size_bytes: float, upload_ms: float) -> float:
+    def of_wait(self, wait_ms: float) -> float:
+        """What it costs that somebody waits."""
+        return self.prices.per_second * wait_ms / 1e3
+
+    def of_joules(self, size_bytes: float, upload_ms: float) -> float:
         """Transfer, promotion, and the part of the tail that would not burn anyway.
 
         The tail burns until the next request, which uses the radio itself; without a rhythm
         to go by, to its end.
         """
+        radio = self.radio
+        if radio is None:
+            return self.prices.per_joule * UNKNOWN_RADIO_JOULES
         if self._standing_joules is None:
             self._standing_joules = self._stand(radio)
-        return radio.transfer_joules(size_bytes, upload_ms / 1e3) + self._standing_joules
+        joules = radio.transfer_joules(size_bytes, upload_ms / 1e3) + self._standing_joules
+        return self.prices.per_joule * joules
 
     def _stand(self, radio: RadioPower) -> float:
         """Promotion and tail: the same for every upload that starts now."""
@@ -73,13 +74,6 @@ class Pricing:
                 tail_s - silence_s
             )
         return joules + radio.tail_joules(burning_s)
-
-    def upload(self, outlook: Forecast, *, waited_ms: float = 0.0) -> Cost:
-        """Of a whole upload; ``waited_ms`` would pass without it as well."""
-        wait_ms = min(outlook.cloud_ms, max(self.situation.time_left_ms, 0.0))
-        return self.cost(
-            self.situation.upload_bytes, max(0.0, wait_ms - waited_ms), outlook.upload_ms
-        )
 
 
 def radio_of(situation: Situation) -> RadioPower | None:

@@ -125,7 +125,7 @@ class DeviceRun(BrokerWatch):
         if action in (Action.LOCAL, Action.CASCADE, Action.HEDGED):
             self._submit_local(request)
         else:
-            self._at(self._now + decision.local_start_ms / 1e3, self._late_local, request)
+            self._hold_local(request, decision.local_start_ms)
         if action is Action.HEDGED and decision.cloud_start_ms > 0:
             self._at(self._now + decision.cloud_start_ms / 1e3, self._late_cloud, request)
         elif action in (Action.HEDGED, Action.CLOUD_FIRST):
@@ -138,8 +138,14 @@ class DeviceRun(BrokerWatch):
         if request.local_submitted or request.done:
             return
         request.local_submitted = True
-        self._worker.line.append(request.index)
+        self._worker.submit(request.index)
         self._next_local()
+
+    def _hold_local(self, request: Request, wait_ms: float) -> None:
+        """Start the local run only then."""
+        start_s = self._now + wait_ms / 1e3
+        self._worker.held[request.index] = start_s
+        self._at(start_s, self._late_local, request)
 
     def _late_local(self, request: Request) -> None:
         """Time for the local run, unless the policy, asked again, sees no need."""
@@ -164,8 +170,7 @@ class DeviceRun(BrokerWatch):
             if decision.local_start_ms <= 0.0:
                 self._submit_local(request)
             else:
-                wait_s = max(decision.local_start_ms, _MIN_WAIT_MS) / 1e3
-                self._at(self._now + wait_s, self._late_local, request)
+                self._hold_local(request, max(decision.local_start_ms, _MIN_WAIT_MS))
 
     def _late_cloud(self, request: Request) -> None:
         if not request.done:
@@ -173,7 +178,12 @@ class DeviceRun(BrokerWatch):
 
     def _next_local(self) -> None:
         worker = self._worker
+        long_s = self._latency_ms[1] / 1e3
         while worker.running is None and worker.line:
+            index = worker.line[0]
+            for other in worker.locked_out(index, self._now + long_s):
+                self._requests[other].local_submitted = True
+                worker.submit(other)
             index = worker.line.pop(0)
             request = self._requests[index]
             if request.done:
@@ -429,5 +439,5 @@ class DeviceRun(BrokerWatch):
         if worker.running == request.index:
             worker.stop(self._now)
             self._next_local()
-        elif request.index in worker.line:
-            worker.line.remove(request.index)
+        else:
+            worker.leave(request.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 
 from edge_runtime.conditions import ThermalState
@@ -51,16 +52,39 @@ def thermal_state(level: float) -> ThermalState:
 
 
 class LocalWorker:
-    """Runs one request at a time, first come, first served. The owner keeps the clock."""
+    """Runs one request at a time, earliest deadline first. The owner keeps the clock.
+
+    Deadlines are equally long, so requests are in order of their numbers.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.heat = Heat(world.constants.thermal)
         self.line: list[int] = []
+        self.held: dict[int, float] = {}
+        """Requests whose run is held back while the cloud is asked: when it has to start."""
         self.running: int | None = None
         self.started_s = 0.0
         self.ends_s = 0.0
         self.joules = 0.0
+
+    def submit(self, index: int) -> None:
+        """Put a request in line."""
+        self.held.pop(index, None)
+        bisect.insort(self.line, index)
+
+    def leave(self, index: int) -> None:
+        """A request needs no run any more."""
+        self.held.pop(index, None)
+        if index in self.line:
+            self.line.remove(index)
+
+    def locked_out(self, index: int, until_s: float) -> list[int]:
+        """Held-back requests that have to start before a run of ``index`` ends, and are due first.
+
+        They go first: a run cannot be interrupted for them.
+        """
+        return sorted(h for h, start_s in self.held.items() if h < index and start_s < until_s)
 
     def start(self, index: int, now_s: float) -> float:
         """Run ``index``; when it will end."""

@@ -106,11 +106,19 @@ class DeviceKnowledge:
             left_ms = wait_ms
         elif request.index in worker.line:
             left_ms = wait_ms + (worker.line.index(request.index) + 1) * p50_ms
+        first = worker.locked_out(request.index, now + p95_ms / 1e3)
         return LocalOutlook(
             p50_ms=p50_ms,
             p95_ms=p95_ms,
-            queue_wait_ms=wait_ms + p50_ms * len(worker.line),
+            queue_wait_ms=wait_ms + p50_ms * (len(worker.line) + len(first)),
             left_ms=left_ms,
+            reserved_ms=tuple(
+                sorted(
+                    (start_s - now) * 1e3
+                    for other, start_s in worker.held.items()
+                    if other != request.index and other not in first
+                )
+            ),
             watts=self._world.device.local_watts,
         )
 

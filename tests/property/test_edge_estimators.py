@@ -504,3 +504,24 @@ def test_silence_never_makes_a_round_trip_longer(
     now, later = path.rtt, path.round_trip(age_s)
     assert later.srtt_ms <= now.srtt_ms * (1 + 1e-9)
     assert all(b <= a * (1 + 1e-9) for a, b in zip(now.nodes_ms, later.nodes_ms, strict=True))
+
+
+@pytest.mark.parametrize("usual_ms", [8.0, 30.0, 240.0])
+def test_what_is_assumed_of_round_trips_moves_to_those_that_were_measured(usual_ms: float) -> None:
+    state = RttEstimator.prior("lte")  # 60 ms
+    for _ in range(6):
+        state = state.observe(usual_ms)
+    spread = (2.2, 0.6, 1.35, 0.8, 1.0)
+    scale_ms = (60.0 * usual_ms**6) ** (1 / 7)
+    assert state.recent_ms == pytest.approx(
+        (*(factor * scale_ms for factor in spread), *([usual_ms] * 6))
+    )
+    assert state.nodes_ms[2] == pytest.approx(usual_ms, rel=0.1)
+
+
+def test_what_is_assumed_of_round_trips_goes_first() -> None:
+    state = RttEstimator.prior("wifi")
+    for rtt_ms in range(1, 21):
+        state = state.observe(float(rtt_ms))
+    assert (state.assumed, state.recent_ms) == (0, tuple(float(ms) for ms in range(5, 21)))
+    assert state.observe(3.0).recent_ms[:-1] == state.recent_ms[1:]

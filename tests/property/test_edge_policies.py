@@ -556,3 +556,29 @@ def test_a_cascade_needs_a_confidence_for_its_threshold() -> None:
         Cascade(1.5)
     assert Cascade(0.7).decide(open_situation(confidence=0.69)).action is Action.CASCADE
     assert Cascade(0.7).decide(open_situation(confidence=0.7)).action is Action.LOCAL
+
+
+def test_a_late_run_takes_its_place_beside_those_that_others_hold_back() -> None:
+    policy = ExpectedUtility("balanced")
+    local = LocalOutlook(p50_ms=400.0, p95_ms=400.0)  # 440 ms are reserved for a run
+    sending = open_situation(
+        confidence=None,
+        local=local,
+        deadline_ms=1000.0,
+        time_left_ms=990.0,
+        upload=UploadProgress(elapsed_ms=1.0, wire_bytes=100_000.0),
+    )
+
+    def start_ms(*reserved_ms: float) -> float:
+        busy = msgspec.structs.replace(local, reserved_ms=reserved_ms)
+        decision = policy.decide(msgspec.structs.replace(sending, local=busy))
+        assert decision.action is Action.CLOUD_FIRST
+        return decision.local_start_ms
+
+    assert start_ms() == pytest.approx(540.0)
+    assert start_ms(90.0) == pytest.approx(540.0)  # which ends before
+    assert start_ms(985.0) == pytest.approx(540.0)  # which starts after
+    assert start_ms(530.0) == pytest.approx(90.0)
+    assert start_ms(530.0, 985.0) == pytest.approx(90.0)
+    crowded = start_ms(100.0, 530.0)
+    assert crowded in {0.0, math.inf}  # there is no place: now, or not at all

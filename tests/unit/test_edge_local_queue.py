@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from edge_runtime.contract.errors import DeadlineExceeded
-from edge_runtime.local_queue import LocalQueue
+from edge_runtime.local_queue import Held, LocalQueue
 
 
 class _Gate:
@@ -103,3 +103,47 @@ def test_closing_finishes_the_line_and_takes_no_more() -> None:
     assert order == ["run", "last"]
     with pytest.raises(RuntimeError):
         queue.submit(lambda: None)
+
+
+def test_a_run_held_back_goes_before_one_that_would_lock_it_out() -> None:
+    queue = LocalQueue("nearfar-test", lambda: 300.0)
+    try:
+        gate, order, now = _Gate(queue), [], time.monotonic()
+        begun: list[str] = []
+
+        def begin(name: str, deadline_s: float) -> None:
+            begun.append(name)
+            queue.submit(lambda: order.append(name), deadline_s)
+
+        for owner, (name, start_s, deadline_s) in enumerate(
+            (
+                ("due soon", now + 0.2, now + 10.0),
+                ("due later", now + 60.0, now + 11.0),
+                ("behind", now + 0.2, now + 99.0),
+                ("given up", now + 0.1, now + 9.0),
+            )
+        ):
+            queue.hold(owner, Held(start_s, deadline_s, lambda n=name, d=deadline_s: begin(n, d)))  # type: ignore[misc]
+        queue.release(3)
+        assert queue.ahead(None, now + 50.0)[0] == 1
+        reserved_ms = queue.reserved_ms(owner=9, deadline_s=now + 50.0)
+        assert reserved_ms == pytest.approx((200.0, 60_000.0), abs=5_000)
+        assert len(queue.reserved_ms(owner=1, deadline_s=now + 50.0)) == 1
+        other = queue.submit(lambda: order.append("at once"), now + 50.0)
+        gate.end.set()
+        other.future.result(5)
+        assert (begun, order) == (["due soon"], ["due soon", "at once"])
+    finally:
+        queue.close(lambda: None)
+
+
+def test_nothing_held_back_is_begun_for_a_run_that_nobody_wants() -> None:
+    queue = LocalQueue("nearfar-test", lambda: 300.0)
+    try:
+        gate, now = _Gate(queue), time.monotonic()
+        queue.hold(1, Held(now, now + 1.0, lambda: pytest.fail("it was begun")))
+        assert queue.submit(lambda: None, now + 50.0).future.cancel()
+        gate.end.set()
+        queue.submit(lambda: None, now + 0.5).future.result(5)
+    finally:
+        queue.close(lambda: None)

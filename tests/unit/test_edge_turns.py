@@ -242,3 +242,31 @@ def test_any_turns_in_any_order_end_every_request(edge: EdgeRuntime) -> None:
     assert len(ends) == 40
     assert edge._engine.local is not None
     assert edge._engine.local._queue.pending == 0
+
+
+def test_a_run_held_back_goes_before_one_that_would_lock_it_out(
+    edge: EdgeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = edge._engine.local
+    assert local is not None
+    monkeypatch.setattr(local._queue, "_long_ms", lambda: float(LONG_MS))
+    POLICY.say = by_turn(
+        decision(Action.CLOUD_FIRST, local_start_ms=0.75 * LONG_MS, ask_again=True),
+        decision(Action.LOCAL),
+    )
+    found: list[Result] = []
+    first = threading.Thread(
+        target=lambda: found.append(edge.run(photo(0), deadline_ms=LONG_MS)), daemon=True
+    )
+    first.start()
+    for _ in range(1000):
+        if SLOW.images:
+            break
+        threading.Event().wait(0.01)
+    edge.run(photo(1), deadline_ms=2 * LONG_MS)
+    first.join(LONG_MS / 4e3)
+    assert [result.inference_source for result in found] == [LOCAL]
+    outlook = POLICY.asked[1].local
+    assert outlook is not None
+    assert outlook.queue_wait_ms > 0.0  # the first one's run comes before
+    assert local._queue._held == {}

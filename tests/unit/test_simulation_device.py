@@ -10,6 +10,7 @@ import pytest
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.offload import contact, session
+from edge_runtime.policies.base import Action, Decision, Situation
 from edge_runtime.simulation import watch
 from edge_runtime.simulation.capacity import Capacity
 from edge_runtime.simulation.device import DeviceRun
@@ -188,6 +189,28 @@ def test_a_local_run_that_cannot_end_in_time_is_not_started() -> None:
     assert sum(math.isfinite(outcome.answer_s) for outcome in naive) == 6
     assert sum(math.isfinite(outcome.answer_s) for outcome in careful) < 6
     assert _late(dead, careful) <= _late(dead, naive)
+
+
+def test_a_run_held_back_is_not_locked_out_by_the_next_request() -> None:
+    """The first is sent and its run waits; the second runs at once and would be too long."""
+
+    class CloudFirstThenLocal:
+        name, uses_local, uses_cloud, prewarms = "scripted", True, True, True
+        asked = 0
+
+        def decide(self, situation: Situation) -> Decision:
+            self.asked += 1
+            if self.asked == 1:
+                return Decision(action=Action.CLOUD_FIRST, reason="test", local_start_ms=500.0)
+            return Decision(action=Action.LOCAL, reason="test")
+
+    two = plain_world([1.0, 1.4], device="pi", deadline_ms=800)
+    dead = msgspec.structs.replace(two, outages=[Outage(0.0, 1e9, False)])
+    run = DeviceRun(dead, CloudFirstThenLocal(), timeline=True)
+    assert _late(dead, run.run()) == 0
+    begun = [(event.request, event.time_s) for event in run.events if event.kind == "local_start"]
+    assert begun[0] == (0, pytest.approx(1.4))
+    assert [request for request, _ in begun] == [0, 1]
 
 
 @pytest.mark.parametrize("arrivals", ["poisson", "bursty", "sparse"])
