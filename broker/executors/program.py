@@ -26,7 +26,7 @@ from broker.executors.base import (
     RuntimeName,
     TensorAnswer,
 )
-from broker.executors.decoding import decode_jpeg
+from broker.executors.decoding import prepare_pixels
 from broker.executors.device import (
     decode_threads,
     forget_traces,
@@ -40,6 +40,7 @@ from broker.executors.runtimes.base import (
     affine_of,
     first_line,
 )
+from broker.executors.runtimes.calibration import read_photos
 from broker.executors.runtimes.choose import choose_runtime
 from broker.models.servable import OpenedServable
 from edge_runtime.contract.answer_codec import encode_answer
@@ -51,7 +52,6 @@ from edge_runtime.contract.errors import (
     NearfarError,
     TensorError,
 )
-from edge_runtime.contract.imaging import decode_scaled
 from edge_runtime.contract.manifest import (
     REFERENCE_RECORD_NAME,
     ReferenceRecord,
@@ -60,11 +60,9 @@ from edge_runtime.contract.manifest import (
 from edge_runtime.contract.pipeline import (
     Prepared,
     finish,
-    prepare_image,
     prepare_seed,
     prepare_tensor,
 )
-from edge_runtime.contract.preprocess import decode_factor
 from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tensors import canonical, to_little_endian
 from edge_runtime.contract.wire import EncodedAnswer, decode_seed
@@ -111,10 +109,12 @@ class TorchProgram:
         precision: Precision = "auto",
         threads: int = 1,
         known: LoadedModel | None = None,
+        calibration: str | None = None,
     ) -> TorchProgram:
         """Load ``model.pt2`` onto ``cpu`` or ``cuda`` and try it on one and two images.
 
-        ``runtime``, ``precision``, ``known``: see ``choose_runtime``.
+        ``runtime``, ``precision``, ``known``: see ``choose_runtime``. ``calibration``: the
+        folder of photos that int8 is learned on.
 
         The file is screened from outside first: torch runs code that a hostile one brings.
         Raises ``BackendUnavailable`` without torch, ``ManifestError`` when the record inside
@@ -147,6 +147,7 @@ class TorchProgram:
                 precision=precision,
                 threads=threads,
                 known=known,
+                photos=partial(read_photos, servable, calibration),
             )
             program = cls(servable, chosen, affine, device)
             program._try_out()
@@ -261,7 +262,11 @@ class TorchProgram:
             try:
                 outputs = self._forward([one.array for one in alike.values()])
             except InferenceError as error:
-                answers |= dict.fromkeys(alike, error)
+                if len(alike) == 1:
+                    answers |= dict.fromkeys(alike, error)
+                    continue
+                for row, one in alike.items():  # so that the others need not fail with it
+                    answers |= self._answers(batch, {row: one}, progress)
                 continue
             progress()
             typed = [
@@ -298,13 +303,7 @@ class TorchProgram:
             return prepare_tensor(record, spec, item.body)
         if record is None:
             return prepare_seed(spec, decode_seed(item.body))
-        decoded = decode_scaled(item.body, partial(decode_factor, record), decode_jpeg)
-        try:
-            return prepare_image(
-                record, self._pixel_spec, decoded.pixels, (decoded.height, decoded.width)
-            )
-        except TensorError as error:  # the servable contradicts itself: not the image's fault
-            raise InferenceError(error.detail) from None
+        return prepare_pixels(record, self._pixel_spec, item.body)
 
     def _finish(
         self, outputs: list[NDArray[np.generic]], prepared: Prepared, item: BatchItem

@@ -95,6 +95,7 @@ class Models:
             TorchProgram.load,
             runtime=load.runtime,
             precision=load.precision,
+            calibration=load.calibration,
             threads=load.threads,
         )
         self._caps, self._known = dict(load.caps), dict(load.known)

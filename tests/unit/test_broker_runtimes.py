@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from broker.executors.base import BatchItem, LoadedModel
 from broker.executors.program import TorchProgram
@@ -21,6 +22,7 @@ from edge_runtime.contract import errors as e
 from edge_runtime.contract.preprocess import NAMED, Normalization, normalization_table
 from edge_runtime.contract.tensors import TensorSpec
 from tests.support import broker_images as images
+from tests.support.images import encode
 from tests.support.servables import shared_servable, tiny_net, write_servable
 
 
@@ -99,17 +101,17 @@ def test_where_nothing_was_asked_for_it_falls_back_to_fp32_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     servable = open_servable(write_servable(tmp_path / "tiny", net_that_bf16_ruins()))
-    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_has_amx", lambda: True)
+    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_multiplies_bf16", lambda: True)
     program = TorchProgram.load(servable, "cpu")
     assert (program.loaded.runtime, program.loaded.precision) == ("eager", "fp32")
     assert "fp32 instead of bf16" in caplog.text
 
 
-def test_bf16_is_chosen_only_where_the_processor_has_amx(monkeypatch: pytest.MonkeyPatch):
+def test_bf16_is_chosen_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch):
     servable = open_servable(shared_servable())
-    for has_amx, expected in ((False, "fp32"), (True, "bf16")):
+    for multiplies, expected in ((False, "fp32"), (True, "bf16")):
         monkeypatch.setattr(
-            "broker.executors.runtimes.choose.cpu_has_amx", lambda found=has_amx: found
+            "broker.executors.runtimes.choose.cpu_multiplies_bf16", lambda found=multiplies: found
         )
         assert TorchProgram.load(servable, "cpu").loaded.precision == expected
 
@@ -125,8 +127,36 @@ def test_what_an_earlier_process_compared_is_taken_without_comparing_again(
     known = LoadedModel("eager", "bf16", 41.5)
     assert TorchProgram.load(servable, "cpu", known=known).loaded == known
     plain = LoadedModel("eager", "fp32")
-    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_has_amx", lambda: True)
+    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_multiplies_bf16", lambda: True)
     assert TorchProgram.load(servable, "cpu", known=plain).loaded == plain
+
+
+def net_that_looks_beyond_its_table():
+    """On an all-white image: an IndexError, where ``failing_net`` gives a RuntimeError."""
+    import torch
+
+    class Looks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+            self.table = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, batch):
+            white = (batch.amin((1, 2, 3)) >= 1.0).to(torch.int64) * 100
+            return self.inner(batch) + self.table[white][:, None]
+
+    return Looks().eval()
+
+
+def test_what_a_model_raises_is_the_error_of_the_image_that_made_it_and_of_no_other(tmp_path: Path):
+    servable = open_servable(write_servable(tmp_path / "tiny", net_that_looks_beyond_its_table()))
+    program = TorchProgram.load(servable, "cpu", precision="fp32")
+    white = BatchItem(encode(Image.new("RGB", (40, 40), "white")))
+    outcomes = program.run([*BATCH[:3], white, *BATCH[3:]])
+    failed = outcomes.pop(3)
+    assert isinstance(failed, e.InferenceError)
+    assert "IndexError" in failed.detail
+    assert not any(isinstance(outcome, e.NearfarError) for outcome in outcomes)
 
 
 def test_openvino_runs_with_the_stub_that_sends_nothing():

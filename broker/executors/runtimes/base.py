@@ -12,7 +12,15 @@ from broker.executors.base import LoadedModel
 from edge_runtime.contract.preprocess import Normalization
 from edge_runtime.contract.tensors import TensorSpec
 
-__all__ = ["Affine", "ModelRuntime", "OutOfMemory", "affine_of", "cpu_has_amx", "first_line"]
+__all__ = [
+    "Affine",
+    "ModelRuntime",
+    "OutOfMemory",
+    "affine_of",
+    "cpu_multiplies_bf16",
+    "first_line",
+    "normalized",
+]
 
 
 class OutOfMemory(Exception):
@@ -41,6 +49,13 @@ def affine_of(record: Normalization, spec: TensorSpec) -> Affine:
     return Affine(scale.astype(np.float32).reshape(shape), shift.astype(np.float32).reshape(shape))
 
 
+def normalized(rows: NDArray[np.generic], affine: Affine) -> NDArray[np.float32]:
+    """8-bit pixels by ``affine``, where the runtime does not do it."""
+    values = np.multiply(rows, affine.scale, dtype=np.float32)
+    values += affine.shift
+    return values
+
+
 class ModelRuntime(Protocol):
     """One model in memory. One caller at a time."""
 
@@ -61,14 +76,14 @@ class ModelRuntime(Protocol):
         """Drop the model; nothing runs afterwards."""
 
 
-def cpu_has_amx() -> bool:
-    """Whether this processor multiplies bfloat16 matrices by tiles (Intel AMX)."""
+def cpu_multiplies_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 faster than float32: AMX, or AVX512-BF16."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
     flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return "amx_bf16" in flags.split()
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags.split())
 
 
 def first_line(error: BaseException) -> str:
