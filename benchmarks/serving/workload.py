@@ -34,7 +34,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     runtime: str = "auto"
     """Of the broker: what it is told by ``--runtime``."""
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Of a ``program``, and of the broker."""
     calibration: str = ""
     """Of the broker: a folder of photos that int8 is learned on."""
 
@@ -104,7 +105,9 @@ def _program(work: Work) -> Callable[[Sequence[bytes]], list[int]]:
     from edge_runtime.contract.errors import NearfarError
 
     use_threads(work.threads)
-    program = TorchProgram.load(open_servable(Path(work.servable)), pick_device("cpu"))
+    program = TorchProgram.load(
+        open_servable(Path(work.servable)), pick_device("cpu"), precision=work.precision
+    )
     extra = {"tensor": True, "outputs": (0,), "answered": False} if work.tensor else {}
 
     def run(bodies: Sequence[bytes]) -> list[int]:

@@ -101,17 +101,17 @@ def test_where_nothing_was_asked_for_it_falls_back_to_fp32_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     servable = open_servable(write_servable(tmp_path / "tiny", net_that_bf16_ruins()))
-    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_has_amx", lambda: True)
     program = TorchProgram.load(servable, "cpu")
     assert (program.loaded.runtime, program.loaded.precision) == ("eager", "fp32")
     assert "fp32 instead of bf16" in caplog.text
 
 
-def test_bf16_is_chosen_only_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPatch):
+def test_bf16_is_chosen_only_where_the_processor_has_amx(monkeypatch: pytest.MonkeyPatch):
     servable = open_servable(shared_servable())
-    for multiplies, expected in ((False, "fp32"), (True, "bf16")):
+    for has_amx, expected in ((False, "fp32"), (True, "bf16")):
         monkeypatch.setattr(
-            "broker.executors.runtimes.choose.cpu_multiplies_bf16", lambda found=multiplies: found
+            "broker.executors.runtimes.choose.cpu_has_amx", lambda found=has_amx: found
         )
         assert TorchProgram.load(servable, "cpu").loaded.precision == expected
 
@@ -127,7 +127,7 @@ def test_what_an_earlier_process_compared_is_taken_without_comparing_again(
     known = LoadedModel("eager", "bf16", 41.5)
     assert TorchProgram.load(servable, "cpu", known=known).loaded == known
     plain = LoadedModel("eager", "fp32")
-    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr("broker.executors.runtimes.choose.cpu_has_amx", lambda: True)
     assert TorchProgram.load(servable, "cpu", known=plain).loaded == plain
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "ModelRuntime",
     "OutOfMemory",
     "affine_of",
+    "cpu_has_amx",
     "cpu_multiplies_bf16",
     "first_line",
     "normalized",
@@ -76,14 +77,22 @@ class ModelRuntime(Protocol):
         """Drop the model; nothing runs afterwards."""
 
 
+def cpu_has_amx() -> bool:
+    """Whether this processor multiplies bfloat16 matrices by tiles (Intel AMX)."""
+    return "amx_bf16" in _cpu_flags()
+
+
 def cpu_multiplies_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 faster than float32: AMX, or AVX512-BF16."""
+    """Whether this processor has any instructions for it: AMX, or AVX512-BF16."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> list[str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags.split())
+        return []
+    return next((line for line in text.splitlines() if line.startswith("flags")), "").split()
 
 
 def first_line(error: BaseException) -> str:

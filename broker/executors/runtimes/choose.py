@@ -16,7 +16,7 @@ from broker.executors.runtimes.base import (
     Affine,
     ModelRuntime,
     OutOfMemory,
-    cpu_multiplies_bf16,
+    cpu_has_amx,
     first_line,
     normalized,
 )
@@ -61,7 +61,7 @@ def choose_runtime(
     """The runtime that was asked for, checked against PyTorch in fp32 on trial inputs.
 
     ``auto``: PyTorch operator by operator, in bf16 where the device multiplies it faster
-    (AMX, AVX512-BF16, CUDA), and in fp32 where that misses the bound: a warning in the log
+    (AMX, CUDA), and in fp32 where that misses the bound: a warning in the log
     says so. What was asked for by name and misses it raises ``ModelLoadError``; so does what
     cannot be made. Raises ``BackendUnavailable`` as well. ``known``: what an earlier process
     chose and checked for the same program; it is taken without comparing again. ``photos``:
@@ -153,7 +153,7 @@ def _fast_precision(device: str) -> Precision:
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "bf16" if cpu_multiplies_bf16() else "fp32"
+    return "bf16" if cpu_has_amx() else "fp32"
 
 
 def _compare(
