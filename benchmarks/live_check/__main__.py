@@ -39,7 +39,7 @@ from benchmarks.live_check.material import (
     read_photos,
     resolve_links,
 )
-from benchmarks.live_check.measured import Pair, make_world, service_ms, simulate_policy
+from benchmarks.live_check.measured import Pair, make_world, overhead_ms, server_ms, simulate_policy
 from benchmarks.live_check.network import Network
 from benchmarks.machine import describe_machine
 
@@ -80,10 +80,16 @@ def measure_pair(bed: Bed, bundle: Path, variant: str, photos: Photos, link: Lin
         confidence=[1.0 if value is None else value for value in confidence],
         local_right=[r.predicted == t for r, t in zip(local, photos.truth, strict=True)],
         cloud_right=[r.predicted == t for r, t in zip(cloud, photos.truth, strict=True)],
-        service_ms=[
-            service_ms(r.latency_ms, size + header, _FLAT_MBPS, _FLAT_RTT_MS)
-            for r, size in zip(cloud, body_bytes, strict=True)
-        ],
+        server_ms=[server_ms(r.entry.outcome.timings) or 0.0 for r in cloud if r.entry],
+        overhead_ms=float(
+            np.median(
+                [
+                    overhead_ms(r.latency_ms, r.entry.outcome.timings, _FLAT_RTT_MS)
+                    for r in cloud
+                    if r.entry
+                ]
+            )
+        ),
         header_bytes=header,
     )
 
@@ -126,6 +132,10 @@ def check_link(
         deadline_ms=arguments.deadline_ms,
         offset_s=offset_s,
         local_ms=[record.latency_ms for record in played["LocalOnly"].records],
+        cloud_ms=[
+            None if record.entry is None else server_ms(record.entry.outcome.timings)
+            for record in played["CloudOnly"].records
+        ],
     )
     truth = [photos.truth[number] for number in shown]
     reports = []
