@@ -33,6 +33,7 @@ from benchmarks.live_check.live import Bed, LiveRun, broker
 from benchmarks.live_check.material import (
     Link,
     Photos,
+    draw_offset_s,
     flat,
     make_bundle,
     make_servable,
@@ -103,10 +104,9 @@ def check_link(
     times = np.cumsum(gaps)
     arrived_s = times[times < arguments.seconds].tolist()
     shown = [number % len(photos.files) for number in range(len(arrived_s))]
-    period_s = link.trace.uplink_mbps.size / 10
     offset_s = arguments.offset_s
     if offset_s is None:
-        offset_s = 0.2 * int(rng.uniform(0, period_s) / 0.2)
+        offset_s = draw_offset_s(link, rng)
 
     def play(policy: str) -> LiveRun:
         task = DeviceTask(

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.live_check.compare import Figures, PolicyReport, order_breaks, report
 from benchmarks.live_check.device import Record
 from benchmarks.live_check.live import LiveRun
-from benchmarks.live_check.material import Link
+from benchmarks.live_check.material import Link, draw_offset_s
 from benchmarks.live_check.measured import (
     MeasuredWorld,
     Pair,
@@ -194,6 +194,20 @@ def test_two_policies_that_change_places_are_named_and_ties_are_not() -> None:
 def _namespaces() -> set[str]:
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
     return {line.split()[0] for line in listed.stdout.splitlines() if line}
+
+
+def test_a_trace_is_entered_where_a_device_can_connect() -> None:
+    rates = np.zeros(600)
+    rates[200:240] = 5.0
+    trace = msgspec.structs.replace(_link().trace, uplink_mbps=rates)
+    found = {
+        draw_offset_s(Link(trace=trace, folder=Path()), np.random.default_rng(seed))
+        for seed in range(20)
+    }
+    assert found <= {20.0, 20.2, 20.4, 20.6, 20.8, 21.0}
+    dead = msgspec.structs.replace(trace, uplink_mbps=np.zeros(600))
+    offset_s = draw_offset_s(Link(trace=dead, folder=Path()), np.random.default_rng(0))
+    assert 0.0 <= offset_s < 60.0
 
 
 def test_a_network_falls_back_to_loopback_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
