@@ -67,7 +67,7 @@ from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tensors import canonical, to_little_endian
 from edge_runtime.contract.wire import EncodedAnswer, decode_seed
 
-__all__ = ["TorchProgram", "normalization_of"]
+__all__ = ["Begun", "TorchProgram", "normalization_of"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,6 +75,10 @@ _LOG = logging.getLogger(__name__)
 _PART = 4
 """Images of one forward pass on the CPU while more of the batch decode: larger ones gain
 nothing there, and the decoders then work beside the model."""
+
+
+Begun = Iterator[Prepared | NearfarError]
+"""Inputs of a batch as they become ready, in its order."""
 
 
 def _no_progress() -> None:
@@ -218,20 +222,30 @@ class TorchProgram:
             return parts[0]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
+    def begin(self, batch: Sequence[BatchItem]) -> Begun:
+        """Decode the images of a batch on threads, behind those that decode already.
+
+        What is given back is for ``run``, once.
+        """
+        return self._decoders.map(self._prepare_safely, batch)
+
     def run(
-        self, batch: Sequence[BatchItem], progress: Callable[[], None] = _no_progress
+        self,
+        batch: Sequence[BatchItem],
+        progress: Callable[[], None] = _no_progress,
+        begun: Begun | None = None,
     ) -> list[Outcome]:
         """Answer a batch; a request that cannot be used leaves its error in its place.
 
         Images decode on threads; on the CPU the first of them run through the model
         meanwhile. ``progress`` is called after each input, after each run of the model and
-        after each answer: signs of life.
+        after each answer: signs of life. ``begun``: what ``begin`` gave for this batch.
         """
-        given: Iterator[Prepared | NearfarError]
         decodes = len(batch) > 1 and not all(item.tensor for item in batch)
-        if decodes:
-            given = self._decoders.map(self._prepare_safely, batch)
-        else:  # waking a thread takes longer than looking at a tensor
+        given = begun
+        if given is None and decodes:
+            given = self.begin(batch)
+        elif given is None:  # waking a thread takes longer than looking at a tensor
             given = map(self._prepare_safely, batch)
         results: dict[int, Outcome] = {}
         prepared: dict[int, Prepared] = {}

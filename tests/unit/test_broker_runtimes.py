@@ -131,6 +131,19 @@ def test_what_an_earlier_process_compared_is_taken_without_comparing_again(
     assert TorchProgram.load(servable, "cpu", known=plain).loaded == plain
 
 
+def test_a_batch_that_was_begun_while_another_one_ran_gets_its_own_answers():
+    program = TorchProgram.load(open_servable(shared_servable()), "cpu", precision="fp32")
+    broken = BatchItem(images.png(9)[:200])
+    later = [BATCH[4], broken, *BATCH[:3]]
+    alone = [program.run(BATCH), program.run(later)]
+    begun = program.begin(later)
+    together = [program.run(BATCH), program.run(later, begun=begun)]
+    assert list(map(repr, together)) == list(map(repr, alone))
+    assert isinstance(together[1][1], e.ImageUnreadable)
+    (single,) = program.run([broken], begun=program.begin([broken]))
+    assert isinstance(single, e.ImageUnreadable)
+
+
 def net_that_looks_beyond_its_table():
     """On an all-white image: an IndexError, where ``failing_net`` gives a RuntimeError."""
     import torch
