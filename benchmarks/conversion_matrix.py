@@ -276,20 +276,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/bench/conversion_matrix.json"))
     parser.add_argument("--quick", action="store_true", help="one model a task")
     parser.add_argument("--only", action="append", metavar="NAME", help="these models")
-    parser.add_argument("--again", action="store_true", help="measure known cells anew")
+    parser.add_argument("--again", action="store_true", help="measure the chosen models anew")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     document: dict[str, Any] = {"seconds": {}, "cells": []}
-    if arguments.json.exists() and not arguments.again:
+    if arguments.json.exists():
         document = json.loads(arguments.json.read_text())
     document["machine"] = describe_machine()
     document["not_offered"] = {
         f"{name}-{precision}": reason for (name, precision), reason in REFUSED.items()
     }
-    known = {cell["model"] for cell in document["cells"]}
     rows = [row for row in models() if row.quick or not arguments.quick]
     if arguments.only:
         rows = [row for row in rows if row.name in arguments.only]
+    if arguments.again:
+        anew = {row.name for row in rows}
+        document["cells"] = [cell for cell in document["cells"] if cell["model"] not in anew]
+    known = {cell["model"] for cell in document["cells"]}
     with tempfile.TemporaryDirectory(prefix="nearfar-matrix-") as scratch:
         for row in rows:
             if row.name in known:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.formats.coreml_activations import Range, measure_ranges, quantize_activations
+from converters.formats.coreml_half import wide_values
 from converters.formats.coreml_package import make_reproducible
 from converters.formats.coreml_program import (
     add_classifier,
@@ -36,7 +37,7 @@ from converters.worker import report_progress
 from edge_runtime.contract.manifest import MinOs, Precision
 from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.runtimes.base import Availability, installed_version
-from edge_runtime.runtimes.mil.program import read_function
+from edge_runtime.runtimes.mil.program import Function, read_function
 from edge_runtime.runtimes.mil.schema import import_coremltools
 
 __all__ = ["CoreMLBackend"]
@@ -92,21 +93,29 @@ class CoreMLBackend:
             rewrites.append("classifier")
         report_progress("converting to Core ML")
         half = job.precision != "fp32"
-        model = write_program(
-            coremltools,
-            ready,
-            module,
-            ios=ios,
-            half=half,
-            classifier=labels is not None,
-        )
+
+        def write(wide: frozenset[str] = frozenset()) -> tuple[Any, Function]:
+            model = write_program(
+                coremltools,
+                ready,
+                module,
+                ios=ios,
+                half=half,
+                classifier=labels is not None,
+                wide=wide,
+            )
+            weights_dir = Path(model.weights_dir)
+            return model, read_function(model.get_spec(), weights_dir, "the float program")
+
+        model, program = write()
+        if half and (wide := wide_values(program, ready)):
+            report_progress("converting again: some values are too large for fp16")
+            model, program = write(wide)
+            rewrites.append("keep_wide_values_fp32")
         if labels is not None or job.precision not in _FLOAT:
             skip = _keys_below(inner_module(ready.module), kept)
             ranges: Mapping[str, Range] | None = None
             if job.precision == "int8":
-                program = read_function(
-                    model.get_spec(), Path(model.weights_dir), "the float program"
-                )
                 ranges = measure_ranges(program, ready)
 
             def edit(function: Any, description: Any) -> None:

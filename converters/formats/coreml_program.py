@@ -12,6 +12,7 @@ import numpy as np
 
 from converters.formats.base import unsupported
 from converters.formats.coreml_gaps import fill_gaps
+from converters.formats.coreml_half import is_beside
 from converters.ready import ReadyModule
 from converters.worker import report_progress
 from edge_runtime.contract.tasks import ClassificationTask
@@ -106,11 +107,13 @@ def write_program(
     ios: int,
     half: bool,
     classifier: bool = False,
+    wide: frozenset[str] = frozenset(),
 ) -> Any:
     """An ``MLModel`` that is not loaded, from a trace or else from ``torch.export``.
 
     ``module``: what to write, in place of ``ready.module``. ``ios``: the deployment target.
-    ``half``: compute in fp16, except in what decodes boxes or makes probabilities.
+    ``half``: compute in fp16, except in what decodes boxes or makes probabilities, and beside
+    the values in ``wide`` (see ``wide_values``).
     ``classifier``: ``module`` answers probabilities on top, for ``add_classifier``. The
     trace is twice as fast and gives the same program. Raises ``UnsupportedOperator``.
     """
@@ -129,7 +132,7 @@ def write_program(
         precision = coremltools.precision.FLOAT32
         if half:
             precision = coremltools.transform.FP16ComputePrecision(
-                op_selector=lambda op: not _stays_float(op, float_paths)
+                op_selector=lambda op: not (_stays_float(op, float_paths) or is_beside(op, wide))
             )
         return coremltools.convert(
             program,

@@ -3,6 +3,10 @@
 ai-edge-quantizer stores large constants behind the flatbuffer (``Buffer.offset``), which
 interpreters before 2024 do not read, and which a plain repack loses. Here they are taken
 in, each at a multiple of 16 bytes as the schema asks (``force_align``).
+
+Equal vectors of numbers are written once, which readers cannot tell: every channel of every
+weight and bias has a zero point of eight bytes, and all of them are 0. That is a tenth of an
+int8 MobileNetV1-0.25.
 """
 
 from __future__ import annotations
@@ -45,13 +49,29 @@ def operator_names(model: Any, graph: Any) -> list[str]:
 
 def write_model(model: Any) -> bytes:
     """Pack a ``ModelT``; the same model gives the same bytes."""
-    import flatbuffers  # type: ignore[import-untyped]
-
-    builder = flatbuffers.Builder(1024)
+    builder = _sharing_builder()
     for buffer in model.buffers:
         _align(buffer)
     builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
     return bytes(builder.Output())
+
+
+def _sharing_builder() -> Any:
+    """A flatbuffer builder that points to an equal vector where it wrote one before."""
+    import flatbuffers  # type: ignore[import-untyped]
+
+    class SharingBuilder(flatbuffers.Builder):
+        def __init__(self) -> None:
+            super().__init__(1024)
+            self._written: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: Any) -> int:  # noqa: N802  # the base class's name
+            key = (x.dtype.str, x.tobytes())
+            if key not in self._written:
+                self._written[key] = super().CreateNumpyVector(x)
+            return self._written[key]
+
+    return SharingBuilder()
 
 
 def _align(buffer: Any) -> None:

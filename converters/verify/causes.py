@@ -21,7 +21,15 @@ from converters.jobs import VariantRun
 from converters.verify.diagnose import closer, explains
 from converters.verify.engine import check_engine
 from converters.verify.figures import Finding
-from converters.verify.ranges import Bounds, RangeRow, Spread, judge_ranges, match_values
+from converters.verify.ranges import (
+    Bounds,
+    RangeRow,
+    Spread,
+    activation_floor,
+    is_fixed,
+    judge_ranges,
+    match_values,
+)
 from converters.verify.run_files import Inputs, canonical_outputs
 from converters.verify.values import Value
 from edge_runtime.contract.manifest import ReferenceRecord
@@ -252,21 +260,21 @@ class Ranges:
         """Take note of one file's ranges. ``values``: its inner values on the first input."""
         quantized: list[Value] = []
         for value in values:
-            declared = (value.low, value.high)
-            if value.low is not None and declared not in [(v.low, v.high) for v in quantized]:
+            if value.low is None or value.high is None or is_fixed((value.low, value.high)):
+                continue
+            if (value.low, value.high) not in [(v.low, v.high) for v in quantized]:
                 quantized.append(value)  # pooling and reshaping repeat a range
         matched = match_values(quantized, self._first) if quantized else []
         spreads: list[dict[str, Spread]] = []
         for value, nodes in zip(quantized, matched, strict=True):
             assert value.low is not None  # noqa: S101  # chosen so
             assert value.high is not None  # noqa: S101
-            # A range from zero on is a ReLU's, which the node may lack; an input has none.
+            # An activation's range, which the node may lack; an input has none.
+            declared = (value.low, value.high)
+            floor = activation_floor(declared)
             spreads.append(
                 {
-                    node: Spread(
-                        (value.low, value.high),
-                        rectified=value.low == 0.0 and node != self._input,
-                    )
+                    node: Spread(declared, floor=None if node == self._input else floor)
                     for node in nodes
                 }
             )
@@ -303,7 +311,7 @@ class Ranges:
             real=(spread.low, spread.high),
             clip_db=spread.clip_db,
             noise={
-                kind: (max(low, 0.0) if spread.rectified else low, high)
+                kind: (low if spread.floor is None else max(low, spread.floor), high)
                 for kind, (low, high) in noises.get(node, {}).items()
             },
             limits=self._reference.limits() if node == self._input else None,

@@ -17,6 +17,7 @@ nets (the zoo's small one, MobileNetV1 and V2, ResNet-20):
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,11 +26,22 @@ from numpy.typing import NDArray
 from converters.verify.figures import Finding
 from converters.verify.values import Value, as_reference, sampled
 
-__all__ = ["Bounds", "RangeRow", "Spread", "judge_ranges", "match_values"]
+__all__ = [
+    "Bounds",
+    "RangeRow",
+    "Spread",
+    "activation_floor",
+    "is_fixed",
+    "judge_ranges",
+    "match_values",
+]
 
 Array = NDArray[np.float32]
 Bounds = tuple[float, float]
 
+_FIXED: tuple[Bounds, ...] = ((0.0, 255 / 256), (-1.0, 127 / 128), (-1.0, 32767 / 32768))
+_SOFT_FLOOR = -0.376
+_SOFT_RATIO = 4.0
 _LEAST_CORRELATION = 0.3
 _NEAR = 0.05
 """Of correlation: nodes this close to the best may stand for the value as well."""
@@ -56,8 +68,8 @@ class Spread:
     """What one value of the reference does over several inputs, seen from one range."""
 
     declared: Bounds
-    rectified: bool = False
-    """The range, from zero on, is that of a ReLU behind the node."""
+    floor: float | None = None
+    """The range is that of an activation behind the node which gives nothing below this."""
     low: float = 0.0
     high: float = 0.0
     """Zero is always inside, as in every quantized range."""
@@ -66,8 +78,8 @@ class Spread:
 
     def add(self, value: Array) -> None:
         """The value for one input, or for a batch of them."""
-        if self.rectified:
-            value = np.maximum(value, 0.0)
+        if self.floor is not None:
+            value = np.maximum(value, self.floor)
         self.low = min(self.low, float(value.min()))
         self.high = max(self.high, float(value.max()))
         self.energy += _energy(value)
@@ -102,6 +114,31 @@ def _energy(value: Array) -> float:
     """Sum of squares, in single precision: good to a thousandth of a decibel."""
     flat = value.reshape(-1)
     return float(np.dot(flat, flat))
+
+
+def is_fixed(declared: Bounds) -> bool:
+    """Whether an operator has this range by its definition, whatever the inputs: a sigmoid's.
+
+    TFLite 8-bit quantization specification: 0..255/256 for LOGISTIC and SOFTMAX, -1..127/128
+    for TANH; in 16 bits -1..32767/32768 for all three.
+    """
+    low, high = declared
+    return any(
+        math.isclose(low, fixed[0], abs_tol=1e-6) and math.isclose(high, fixed[1], abs_tol=1e-6)
+        for fixed in _FIXED
+    )
+
+
+def activation_floor(declared: Bounds) -> float | None:
+    """What an activation that has such a range never goes below; None: it looks like none.
+
+    0 for a ReLU; at least -0.375 for hard swish, SiLU and GELU, whose values above are far
+    larger. Beside these the reference may have the node before the activation only.
+    """
+    low, high = declared
+    if low == 0.0:
+        return 0.0
+    return low if _SOFT_FLOOR <= low < 0.0 and high > _SOFT_RATIO * -low else None
 
 
 def match_values(values: Sequence[Value], nodes: Mapping[str, Array]) -> list[list[str]]:

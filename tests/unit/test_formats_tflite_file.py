@@ -86,6 +86,30 @@ def two_outputs() -> bytes:
     return graph.done([image], [second, first], ["output_1", "output_0"])
 
 
+def with_channels(channels: int, scale: float) -> object:
+    quantization = schema.QuantizationParametersT()
+    quantization.scale = np.full(channels, scale, np.float32)
+    quantization.zeroPoint = np.zeros(channels, np.int64)
+    return quantization
+
+
+def test_equal_vectors_are_written_once_and_read_back_by_all() -> None:
+    graph = Graph()
+    image = graph.tensor("in", (1, 1000))
+    places = [graph.tensor(f"w{number}", (1, 1000)) for number in range(4)]
+    for number, place in enumerate(places):
+        graph.graph.tensors[place].quantization = with_channels(1000, 0.5 + number)
+    for place in places:
+        graph.operator(CODES.RELU, [image], [place])
+    data = graph.done([image], [places[-1]], ["output_0"])
+    # Four vectors of scales, one of zero points: eight bytes a channel.
+    assert 4 * 4000 + 8000 < len(data) < 4 * 4000 + 8000 + 4000
+    for number, place in enumerate(places):
+        found = read_model(data).subgraphs[0].tensors[place].quantization
+        assert np.array_equal(found.scale, np.full(1000, 0.5 + number, np.float32))
+        assert np.array_equal(found.zeroPoint, np.zeros(1000, np.int64))
+
+
 def test_outputs_come_in_recorded_order_with_recorded_names() -> None:
     model = read_model(finish(two_outputs(), "image", ["latent", "score"], "{}"))
     (signature,) = model.signatureDefs

@@ -19,7 +19,14 @@ from converters.verify.diagnose import diagnose
 from converters.verify.engine import check_engine
 from converters.verify.gates import in_doubt
 from converters.verify.mistakes import Mistaken, mistakes
-from converters.verify.ranges import RangeRow, Spread, judge_ranges, match_values
+from converters.verify.ranges import (
+    RangeRow,
+    Spread,
+    activation_floor,
+    is_fixed,
+    judge_ranges,
+    match_values,
+)
 from converters.verify.values import (
     Value,
     as_reference,
@@ -100,13 +107,31 @@ def test_clipped_energy_is_exact() -> None:
 
 
 def test_a_range_from_zero_on_is_a_relus_and_clips_nothing_below() -> None:
-    spread = Spread((0.0, 4.0), rectified=True)
+    spread = Spread((0.0, 4.0), floor=activation_floor((0.0, 4.0)))
     spread.add(np.array([-5.0, 1.0, 3.0], np.float32))
     assert (spread.low, spread.high, spread.clip_db) == (0.0, 3.0, 120.0)
     plain = Spread((0.0, 4.0))
     plain.add(np.array([-5.0, 1.0, 3.0], np.float32))
     assert plain.low == -5.0
     assert plain.clip_db < 2.0
+
+
+def test_a_range_that_ends_where_silu_does_clips_nothing_below() -> None:
+    declared = (-0.278, 7.8)
+    spread = Spread(declared, floor=activation_floor(declared))
+    spread.add(np.array([-50.0, 1.0, 7.0], np.float32))
+    assert spread.clip_db == 120.0
+    spread.add(np.array([15.6], np.float32))  # what it cuts off above, it still shows
+    assert spread.clip_db < 8.0
+    assert activation_floor((-0.278, 0.5)) is None
+    assert activation_floor((-1.0, 9.0)) is None
+
+
+def test_the_range_of_a_sigmoid_says_nothing_of_calibration() -> None:
+    assert is_fixed((0.0, 255 / 256))
+    assert is_fixed((-1.0, 32767 / 32768))
+    assert not is_fixed((0.0, 0.9))
+    assert not is_fixed((-1.0, 2.0))
 
 
 def test_values_are_matched_by_order_where_shapes_repeat_and_despite_clipping() -> None:
