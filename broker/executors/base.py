@@ -88,7 +88,8 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     interrupted: bool = False
     """What ran it was lost meanwhile: how long it took says nothing of the next batch."""
     at_fault: bool = False
-    """It was lost while it ran this batch, and nobody else ended it: it crashed, or hung."""
+    """It was lost while it ran this batch, and nobody else ended it: it crashed, or hung. As far as
+    can be told: the images of the next batch decode meanwhile."""
 
 
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
