@@ -13,7 +13,8 @@ Status of a cell:
 Precisions that a format does not have at all are no cells: ``not_offered`` lists them with
 their reasons (also: ``nearfar formats``).
 
-Resumable: cells already in the JSON are kept; ``--again`` measures all anew. Photos come
+Resumable: cells already in the JSON are kept; ``--again`` measures all of the chosen models
+anew, ``--retry`` the failed ones. Photos come
 from ``../shared/data`` where that lies beside the project, else they are rendered digits.
 """
 
@@ -194,13 +195,25 @@ def _rendered(scratch: Path) -> tuple[Dataset, Dataset]:
     return folders[0], folders[1]
 
 
-def measure(model: Model, scratch: Path, jobs: int) -> list[dict[str, Any]]:
-    """The cells of one row."""
+def measure(
+    model: Model, scratch: Path, jobs: int, known: set[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The cells of one row, but for those in ``known``."""
     cells: list[dict[str, Any]] = []
+    planned, _ = plan(FORMATS, OFFERED, FileOptions())
+    missing = [target for target in planned if (target.format, target.precision) not in known]
+    formats = {target.format for target in missing}
+    # Sizes are held against the format's own fp32.
+    targets = [
+        target
+        for target in planned
+        if target in missing or (target.precision == "fp32" and target.format in formats)
+    ]
+    if not missing:
+        return []
     calibration, evaluation = _photos(model.photos, scratch)
     if not model.trained:
         calibration = Dataset(files=calibration.files[:UNTRAINED_IMAGES])
-    targets, _ = plan(FORMATS, OFFERED, FileOptions())
     output = scratch / f"{model.name}.bundle"
     try:
         request = source_request(model.source, **model.options)
@@ -225,10 +238,10 @@ def measure(model: Model, scratch: Path, jobs: int) -> list[dict[str, Any]]:
         return [
             {"model": model.name, "format": t.format, "precision": t.precision,
              "status": "failed", "reason": f"{error.code}: {error.detail}"}
-            for t in targets
+            for t in missing
         ]  # fmt: skip
     found = {entry.id: entry for entry in report.variants}
-    for target in targets:
+    for target in missing:
         cell = {"model": model.name, "format": target.format, "precision": target.precision}
         cells.append(cell | _cell(target.id, model, outcome, found.get(target.id)))
     return cells
@@ -277,6 +290,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one model a task")
     parser.add_argument("--only", action="append", metavar="NAME", help="these models")
     parser.add_argument("--again", action="store_true", help="measure the chosen models anew")
+    parser.add_argument("--retry", action="store_true", help="measure failed cells anew")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     document: dict[str, Any] = {"seconds": {}, "cells": []}
@@ -292,19 +306,25 @@ def main() -> None:
     if arguments.again:
         anew = {row.name for row in rows}
         document["cells"] = [cell for cell in document["cells"] if cell["model"] not in anew]
-    known = {cell["model"] for cell in document["cells"]}
+    if arguments.retry:
+        document["cells"] = [cell for cell in document["cells"] if cell["status"] != "failed"]
+    known: dict[str, set[tuple[str, str]]] = {row.name: set() for row in rows}
+    for cell in document["cells"]:
+        known.setdefault(cell["model"], set()).add((cell["format"], cell["precision"]))
     with tempfile.TemporaryDirectory(prefix="nearfar-matrix-") as scratch:
         for row in rows:
-            if row.name in known:
-                continue
             start = time.monotonic()
-            cells = measure(row, Path(scratch), arguments.jobs)
-            document["seconds"][row.name] = round(time.monotonic() - start, 1)
+            cells = measure(row, Path(scratch), arguments.jobs, known[row.name])
+            if not cells:
+                continue
+            seconds = round(time.monotonic() - start, 1)
+            before = document["seconds"].get(row.name, 0.0) if known[row.name] else 0.0
+            document["seconds"][row.name] = round(before + seconds, 1)
             document["cells"] += cells
             document["summary"] = dict(Counter(cell["status"] for cell in document["cells"]))
             _write(arguments.json, document)
             counts = Counter(cell["status"] for cell in cells)
-            print(f"{row.name}: {dict(counts)} in {document['seconds'][row.name]} s", flush=True)
+            print(f"{row.name}: {dict(counts)} in {seconds} s", flush=True)
             for cell in cells:
                 if cell["status"] == "failed":
                     print(f"  {cell['format']} {cell['precision']}: {cell['reason'][:200]}")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
-from converters.formats.coreml_grids import Grid, is_wide, lamp_masks
+from converters.formats.coreml_grids import Grid, lamp_masks
 from converters.formats.coreml_weights import fit_grid, weight_key
 from converters.formats.inner import inner_module
+from converters.formats.net_inputs import net_inputs
 from converters.jobs import ConvertJob
 from converters.ready import ReadyModule
-from converters.rewrites.compensate import compensate, compressible
+from converters.rewrites.compensate import compensate, compressible, is_wide
 from converters.worker import report_progress
 
 __all__ = ["SPARSITY", "Choice", "choose_weights"]
@@ -27,9 +26,6 @@ clearly smaller (fp16: 1 + 0.7 * 16 bits in place of 16)."""
 _SPARSER = (0.7, 0.6, 0.5, 0.4)
 _LEAST_DB = 9.0
 """What the answer must keep after cutting alone; compensation then adds about 5 dB."""
-_MOST_BYTES = 512 * 2**20
-"""Of the largest activation, for all samples together."""
-_MOST_SAMPLES = 32
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +52,7 @@ def choose_weights(ready: ReadyModule, job: ConvertJob, kept: tuple[str, ...]) -
     }
     if job.precision == "int8" or job.rounded is not None or not ready.calibration_count:
         return _plain(sparse)
-    samples = _samples(ready, model)
+    samples = net_inputs(ready, model)
     wide = {name: layer for name, layer in layers.items() if is_wide(layer.weight.shape[1])}
     masks: dict[int, torch.Tensor] = {}
     rewrites = ["compensate_weights"]
@@ -90,53 +86,6 @@ def _plain(sparse: bool) -> Choice:
     """Every weight on its own."""
     rewrites = [f"prune_{round(SPARSITY * 100)}"] if sparse else []
     return Choice(grids={}, sparsity=SPARSITY, rewrites=tuple(rewrites))
-
-
-class _Seen(Exception):  # no error: it ends a forward pass
-    """The net's input is known; what follows it need not run."""
-
-
-def _samples(ready: ReadyModule, model: Any) -> torch.Tensor:
-    """Inputs of the net itself, evenly spaced: as many as its largest activation allows."""
-    found: list[torch.Tensor] = []
-
-    def see(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        found.append(inputs[0])
-        raise _Seen
-
-    def inputs(places: Any) -> torch.Tensor:
-        found.clear()
-        hook = model.register_forward_pre_hook(see)
-        try:
-            for place in places:
-                with contextlib.suppress(_Seen), torch.no_grad():
-                    ready.module(torch.from_numpy(ready.calibration(int(place), int(place) + 1)))
-        finally:
-            hook.remove()
-        return torch.cat(found)
-
-    each = 2 * _largest_activation(model, inputs([0])) * 4  # exact and changed side by side
-    count = min(ready.calibration_count, _MOST_SAMPLES, max(1, _MOST_BYTES // max(each, 1)))
-    return inputs(np.linspace(0, ready.calibration_count - 1, count).round())
-
-
-def _largest_activation(model: Any, sample: torch.Tensor) -> int:
-    """Numbers in the largest output of a layer, for one input."""
-    largest = 0
-
-    def measure(_module: Any, _inputs: Any, output: Any) -> None:
-        nonlocal largest
-        if isinstance(output, torch.Tensor):
-            largest = max(largest, output.numel())
-
-    hooks = [module.register_forward_hook(measure) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            model(sample)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return largest
 
 
 def _choose_sparsity(module: Any, names: list[str], samples: torch.Tensor) -> float:

@@ -25,7 +25,6 @@ __all__ = [
     "Packed",
     "PaletteGrid",
     "SparseGrid",
-    "is_wide",
     "lamp_masks",
 ]
 
@@ -35,7 +34,6 @@ _LEVELS = 127
 _PALETTE = 16
 _TINY = 2.0**-14
 """Smallest normal fp16: no scale is smaller."""
-_WIDE = 16
 _SAMPLE = 1 << 22
 """Numbers that a palette is made from, of a larger layer."""
 
@@ -59,14 +57,6 @@ class Grid(Steps, Protocol):
 
     def pack(self, weight: torch.Tensor) -> Packed:
         """``weight`` ``[O, I, K]``, already on the grid, as the file stores it."""
-
-
-def is_wide(inputs: int) -> bool:
-    """Whether a layer of so many inputs a group stands 4 bits or missing weights.
-
-    Depthwise and first layers do not, and hold next to none of the bytes.
-    """
-    return inputs >= _WIDE
 
 
 def _half(values: torch.Tensor) -> torch.Tensor:

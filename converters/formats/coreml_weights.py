@@ -22,9 +22,9 @@ from converters.formats.coreml_grids import (
     Packed,
     PaletteGrid,
     SparseGrid,
-    is_wide,
     lamp_masks,
 )
+from converters.rewrites.compensate import is_wide
 from edge_runtime.contract.manifest import Precision
 
 __all__ = ["WEIGHTS", "compress_weights", "find_weights", "fit_grid", "weight_key"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from converters.formats.engine_check import compare_with_reference
-from converters.formats.inner import fold_inner, kept_modules
+from converters.formats.inner import fold_inner, inner_module, kept_modules
 from converters.formats.tflite_export import channels_last, export_float
 from converters.formats.tflite_file import finish
 from converters.formats.tflite_quantize import quantize
@@ -93,7 +93,13 @@ def _float_file(ready: ReadyModule, job: ConvertJob) -> tuple[bytes, list[str]]:
     rewrites = list(ready.rewrites)
     if "fold_batch_norm" not in rewrites and fold_inner(ready.module, job.inputs[0].shape):
         rewrites.insert(0, "fold_batch_norm")
-    if job.base is not None and job.rounded is None:
+    chosen: tuple[str, ...] = ()
+    if job.precision == "int4w":
+        from converters.formats.tflite_int4 import choose_int4
+
+        chosen = choose_int4(ready, kept_modules(inner_module(ready.module), job.keep))
+    rewrites += chosen
+    if job.base is not None and job.rounded is None and not chosen:
         return Path(job.base).read_bytes(), rewrites
     report_progress("converting to LiteRT")
     return export_float(ready), rewrites

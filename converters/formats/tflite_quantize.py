@@ -17,6 +17,7 @@ from converters.formats.tflite_export import AROUND, NET
 from converters.formats.tflite_file import operator_names, read_model
 from converters.formats.tflite_hard_swish import split_hard_swish
 from converters.ranges import MINMAX, Histogram, RangeMethod
+from converters.rewrites.compensate import is_wide
 from edge_runtime.contract.errors import ConversionError
 from edge_runtime.contract.manifest import Precision
 
@@ -67,7 +68,7 @@ def quantize(
     if precision == "int8":
         data, rewrites = _delegated(data, [] if post_processed else values)
     worker = quantizer.Quantizer(bytearray(data))
-    worker.load_quantization_recipe(_recipe(precision))
+    worker.load_quantization_recipe(_recipe(precision, data))
     scopes, kept = kept_operators(data, keep, post_processed=post_processed)
     if precision in _STATIC:
         computed, final = statistics(data), final_activations(data)
@@ -114,7 +115,7 @@ def _answers(data: bytes, values: Any) -> tuple[Any, ...]:
     return tuple(torch.from_numpy(interpreter.get_tensor(one["index"])) for one in details)
 
 
-def _recipe(precision: Precision) -> Any:
+def _recipe(precision: Precision, data: bytes) -> Any:
     from ai_edge_quantizer import qtyping, recipe
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.recipe_manager import RecipeManager
@@ -136,6 +137,12 @@ def _recipe(precision: Precision) -> Any:
             qtyping.TFLOperationName.FULLY_CONNECTED,
         ):
             rules.add_weight_only_config(regex=".*", operation_name=name, num_bits=4)
+        for scope in _narrow(data):
+            rules.add_weight_only_config(
+                regex=f"^{re.escape(scope)}$",
+                operation_name=qtyping.TFLOperationName.CONV_2D,
+                num_bits=8,
+            )
         return rules.get_quantization_recipe()
     assert precision == "fp16", precision  # noqa: S101  # planned so by the recipe
     rules.add_quantization_config(
@@ -151,6 +158,17 @@ def _recipe(precision: Precision) -> Any:
         ),
     )
     return rules.get_quantization_recipe()
+
+
+def _narrow(data: bytes) -> list[str]:
+    """Scopes of the convolutions that 4 bits would ruin for next to no bytes."""
+    model = read_model(data)
+    return [
+        _scope(graph, operator)
+        for graph in model.subgraphs
+        for operator, kind in zip(graph.operators, operator_names(model, graph), strict=True)
+        if kind == "CONV_2D" and not is_wide(int(graph.tensors[operator.inputs[1]].shape[-1]))
+    ]
 
 
 def _leave_in_float(worker: Any, scopes: Iterable[str]) -> None:

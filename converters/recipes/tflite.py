@@ -15,7 +15,7 @@ RECIPES: dict[Precision, Recipe] = {
     "int8": Recipe(calibrated=True, rounded=True, min_os=_OS, accelerators=("cpu", "gpu", "npu")),
     "int8-dyn": Recipe(from_fp32=True, gains=True, rounded=True, min_os=_OS, accelerators=("cpu",)),
     "int8w": Recipe(from_fp32=True, gains=True, rounded=True, min_os=_OS, accelerators=("cpu",)),
-    "int4w": Recipe(from_fp32=True, min_os=_OS, accelerators=("cpu",)),
+    "int4w": Recipe(from_fp32=True, gains=True, min_os=_OS, accelerators=("cpu",)),
     "a16w8": Recipe(calibrated=True, rounded=True, min_os=_OS, accelerators=("cpu", "npu")),
 }
 

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["Layer", "Steps", "compensate", "compressible"]
+__all__ = ["Layer", "Steps", "compensate", "compressible", "is_wide"]
 
 Layer: TypeAlias = nn.Module
 """``Conv2d`` or ``Linear``."""
@@ -49,6 +49,7 @@ FitGrid = Callable[[Layer, torch.Tensor, torch.Tensor], G | None]
 Progress = Callable[[int, int], None]
 
 _DAMPING = 0.01
+_WIDE = 16
 _BLOCK = 64
 _LEAST_ROWS = 8192
 _MAX_GROWTH = 1.25
@@ -65,6 +66,14 @@ def compressible(module: nn.Module) -> dict[str, Layer]:
         for name, layer in module.named_modules()
         if type(layer) in (nn.Conv2d, nn.Linear) and layer.weight[0].numel() <= _MAX_COLUMNS
     }
+
+
+def is_wide(inputs: int) -> bool:
+    """Whether a layer of so many inputs a group stands 4 bits or missing weights.
+
+    Depthwise and first layers do not, and hold next to none of the bytes.
+    """
+    return inputs >= _WIDE
 
 
 def compensate(

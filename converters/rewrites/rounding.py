@@ -10,12 +10,14 @@ ExecuTorch and Core ML share them.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
 from converters.rewrites.compensate import Layer, Progress, compensate, compressible
 
-__all__ = ["LEVELS", "round_weights", "sample_count"]
+__all__ = ["LEVELS", "SharedGrid", "round_weights", "sample_count"]
 
 LEVELS = 127
 _SMALLEST = 1e-30
@@ -30,32 +32,45 @@ def round_weights(model: nn.Module, samples: torch.Tensor, progress: Progress | 
     ``ValueError`` for a model that mixes the inputs of a batch, and what the model raises
     for a batch of 2 N, its weights as before.
     """
-    return len(compensate(model, compressible(model), samples, _SharedGrid, progress))
+
+    def fit(_layer: Layer, weight: torch.Tensor, _importance: torch.Tensor) -> SharedGrid:
+        return SharedGrid(weight, LEVELS)
+
+    return len(compensate(model, compressible(model), samples, fit, progress))
 
 
-class _SharedGrid:
-    """An output's largest magnitude / 127; that weight stays, so exporters find this grid."""
+class SharedGrid:
+    """``levels`` steps on each side of zero, one scale an output: what every exporter finds.
 
-    def __init__(self, _layer: Layer, weight: torch.Tensor, _importance: torch.Tensor) -> None:
-        """``weight``: ``[O, I, K]``, the ideal weights, double precision."""
+    An output's largest magnitude stands for ``levels`` steps and stays so, as exporters take
+    the scale from it.
+    """
+
+    def __init__(self, weight: torch.Tensor, levels: int, cuts: torch.Tensor | None = None) -> None:
+        """``weight``: ``[O, I, K]``, the ideal weights, double precision.
+
+        ``cuts``: ``[O]``, the share of the largest magnitude where the steps end; None: at it.
+        """
         flat = weight.flatten(1)
         largest = flat.abs()
-        self.scale = (largest.amax(1) / LEVELS).clamp(min=_SMALLEST)
+        ends = largest.amax(1) if cuts is None else largest.amax(1) * cuts
+        self._levels = levels
+        self.scale = (ends / levels).clamp(min=_SMALLEST)
         self.pinned = largest.argmax(1)
         self.sign = torch.sign(flat.gather(1, self.pinned[:, None])[:, 0])
 
     def nearest(self, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """See ``Steps``."""
         scale = self.scale.reshape(values.shape)
-        steps = torch.clamp(torch.round(values / scale), -LEVELS, LEVELS)
+        steps = torch.clamp(torch.round(values / scale), -self._levels, self._levels)
         pinned = self.pinned.reshape(values.shape) == columns[:, None]
-        return torch.where(pinned, self.sign.reshape(values.shape) * LEVELS, steps) * scale
+        return torch.where(pinned, self.sign.reshape(values.shape) * self._levels, steps) * scale
 
 
 def sample_count(shape: tuple[int, ...]) -> int:
-    """How many images to use of calibration pixels ``[N, C, H, W]``.
+    """How many inputs to use of calibration inputs ``[N, C, H, W]``, or latents ``[N, C]``.
 
     32 at 224 x 224, more when they are small (each gives fewer positions), 128 at most.
     """
-    area = shape[2] * shape[3]
+    area = math.prod(shape[2:])
     return max(1, min(shape[0], 128, max(32, 32 * 224 * 224 // area)))

@@ -19,7 +19,7 @@ from converters.restore.simulate import (
 )
 from converters.restore.tape import record
 from converters.rewrites.fold import fold_batch_norm
-from converters.rewrites.rounding import round_weights
+from converters.rewrites.rounding import round_weights, sample_count
 from edge_runtime.contract.errors import SourceError
 
 
@@ -257,3 +257,9 @@ def test_a_model_with_several_outputs_is_judged_by_all(images: torch.Tensor) -> 
     figures = dict(layer_sensitivity(Heads().eval(), images))
     assert set(figures) == {"body", "one", "two"}
     assert all(20 < figure < 80 for figure in figures.values())
+
+
+def test_latents_without_positions_are_counted_like_images() -> None:
+    assert sample_count((64, 32)) == 64
+    assert sample_count((500, 100, 1, 1)) == 128
+    assert sample_count((96, 3, 224, 224)) == 32
