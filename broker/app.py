@@ -53,6 +53,7 @@ async def running_services(
         threads=settings.threads,
         runtime=settings.runtime,
         precision=settings.precision,
+        calibration=settings.calibration,
         backend=settings.backend,
         slots=settings.slots,
         backend_key=settings.read_backend_key(),

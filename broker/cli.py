@@ -86,8 +86,13 @@ Then:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
     help="Of the arithmetic; auto: bf16 where the device is made for it and the model bears it.",
+)
+@click.option(
+    "--calibration",
+    metavar="DIR",
+    help="Photos that int8 is learned on, 32 or more: half of them, the others prove it.",
 )
 @click.option(
     "--memory-budget",
@@ -129,6 +134,7 @@ def serve(
     threads: int | None,
     runtime: str | None,
     precision: str | None,
+    calibration: str | None,
     memory_budget: float | None,
     max_connections: int | None,
     drain_timeout: float | None,
@@ -165,6 +171,7 @@ def serve(
         "threads": threads,
         "runtime": runtime,
         "precision": precision,
+        "calibration": calibration,
         "memory_budget_mb": memory_budget,
         "max_connections": max_connections,
         "drain_timeout_s": drain_timeout,

@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     runtime: RuntimeName = "auto"
     precision: Precision = "auto"
     """Of the models' arithmetic; docs/operations.md says what ``auto`` takes."""
+    calibration: str | None = None
+    """Folder of photos that the precision ``int8`` is learned on."""
     backend: str | None = None
     """URL of the executor ``oip``, or address of the cluster of ``ray``."""
     memory_budget_mb: Annotated[float, msgspec.Meta(gt=0, le=10_000_000)] | None = None
@@ -94,6 +96,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ConfigError("CORS origin '*' already allows every other one: pass it alone")
         if self.memory_budget_mb is not None and self.executor == "oip":
             raise ConfigError("--memory-budget is not for the executor oip: its server has its own")
+        if (self.precision == "int8") != (self.calibration is not None):
+            raise ConfigError("--precision int8 and --calibration DIR go together: pass both")
+        if self.precision == "int8" and self.runtime != "openvino":
+            raise ConfigError("--precision int8 is for OpenVINO: pass --runtime openvino")
         if len(set(self.models)) != len(self.models):
             raise ConfigError("the same --models value is given twice")
 

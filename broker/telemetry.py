@@ -308,6 +308,12 @@ class Telemetry:
         self._batch_seconds.labels(model.name).observe(duration_ms / 1e3)
         self.statistics.batch_ran(model, images, duration_ms)
 
+    def batch_interrupted(
+        self, model: ModelKey, images: int, duration_ms: float, *, at_fault: bool
+    ) -> None:
+        """A batch came back late: its requests have waited so long."""
+        self.batch_ran(model, images, duration_ms)
+
     def batch_lost(self, model: ModelKey, images: int) -> None:
         """A batch failed as a whole."""
         self._batches_lost.labels(model.name).inc()

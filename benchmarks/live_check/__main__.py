@@ -33,13 +33,14 @@ from benchmarks.live_check.live import Bed, LiveRun, broker
 from benchmarks.live_check.material import (
     Link,
     Photos,
+    draw_offset_s,
     flat,
     make_bundle,
     make_servable,
     read_photos,
     resolve_links,
 )
-from benchmarks.live_check.measured import Pair, make_world, service_ms, simulate_policy
+from benchmarks.live_check.measured import Pair, make_world, overhead_ms, server_ms, simulate_policy
 from benchmarks.live_check.network import Network
 from benchmarks.machine import describe_machine
 
@@ -80,10 +81,16 @@ def measure_pair(bed: Bed, bundle: Path, variant: str, photos: Photos, link: Lin
         confidence=[1.0 if value is None else value for value in confidence],
         local_right=[r.predicted == t for r, t in zip(local, photos.truth, strict=True)],
         cloud_right=[r.predicted == t for r, t in zip(cloud, photos.truth, strict=True)],
-        service_ms=[
-            service_ms(r.latency_ms, size + header, _FLAT_MBPS, _FLAT_RTT_MS)
-            for r, size in zip(cloud, body_bytes, strict=True)
-        ],
+        server_ms=[server_ms(r.entry.outcome.timings) or 0.0 for r in cloud if r.entry],
+        overhead_ms=float(
+            np.median(
+                [
+                    overhead_ms(r.latency_ms, r.entry.outcome.timings, _FLAT_RTT_MS)
+                    for r in cloud
+                    if r.entry
+                ]
+            )
+        ),
         header_bytes=header,
     )
 
@@ -97,10 +104,9 @@ def check_link(
     times = np.cumsum(gaps)
     arrived_s = times[times < arguments.seconds].tolist()
     shown = [number % len(photos.files) for number in range(len(arrived_s))]
-    period_s = link.trace.uplink_mbps.size / 10
     offset_s = arguments.offset_s
     if offset_s is None:
-        offset_s = 0.2 * int(rng.uniform(0, period_s) / 0.2)
+        offset_s = draw_offset_s(link, rng)
 
     def play(policy: str) -> LiveRun:
         task = DeviceTask(
@@ -126,6 +132,10 @@ def check_link(
         deadline_ms=arguments.deadline_ms,
         offset_s=offset_s,
         local_ms=[record.latency_ms for record in played["LocalOnly"].records],
+        cloud_ms=[
+            None if record.entry is None else server_ms(record.entry.outcome.timings)
+            for record in played["CloudOnly"].records
+        ],
     )
     truth = [photos.truth[number] for number in shown]
     reports = []

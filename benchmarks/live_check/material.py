@@ -19,12 +19,23 @@ from benchmarks.live_check.processes import nearfar
 from edge_runtime.simulation.links import find_schedule
 from edge_runtime.simulation.traces import Trace, read_traces
 
-__all__ = ["Link", "Photos", "flat", "make_bundle", "make_servable", "read_photos", "resolve_links"]
+__all__ = [
+    "Link",
+    "Photos",
+    "draw_offset_s",
+    "flat",
+    "make_bundle",
+    "make_servable",
+    "read_photos",
+    "resolve_links",
+]
 
 _SCALE = 2
 _QUALITY = 92
 _SYNTHETIC_S = 180.0
 _STEP_S = 0.2
+_ALIVE_BINS = 30
+_ALIVE_MBPS = 1.0
 
 
 class Photos(msgspec.Struct, frozen=True):
@@ -123,6 +134,20 @@ def _synthetic(seed: int) -> Trace:
         uplink_mbps=np.array(rates),
         rtt_ms=np.array(round_trips),
     )
+
+
+def draw_offset_s(link: Link, rng: np.random.Generator) -> float:
+    """Where to enter the trace: a multiple of 0.2 s at which a device can connect.
+
+    Drawn from those after which a megabit a second passes for three seconds; from all, where
+    there is none.
+    """
+    rates = link.trace.uplink_mbps
+    drawn = 2 * rng.permutation(rates.size // 2)
+    for first in drawn.tolist():
+        if np.take(rates, range(first, first + _ALIVE_BINS), mode="wrap").min() >= _ALIVE_MBPS:
+            return round(0.1 * first, 1)
+    return round(0.1 * int(drawn[0]), 1)
 
 
 def flat(mbps: float, rtt_ms: float, work: Path) -> Link:

@@ -8,8 +8,11 @@ What differs from the shipped constants, and why:
   the rate times the shortest round trip of the last 10 s more. Both are read off the trace at
   the times of requests. What the relay has taken of a cancelled upload still crosses the link.
 * Radio: the relay promotes nothing. The device still believes what it believes of the link type.
-* Broker: service times as measured over a flat fast link, everything but the link included; no
-  queue, no overload, no outage.
+* Broker: no overload, no outage. A request takes there what the live run of ``CloudOnly`` says it
+  took, queue and model (``Server-Timing``), and ``overhead_ms`` more: what neither link nor
+  broker accounts for, the two ends' own handling of a request, by its median over a flat fast
+  link. The upload over that link is none of it: what the processes do meanwhile happens beside
+  the link wherever that one is slower.
 * Device: no heat, and the latencies of the live run of ``LocalOnly``, request by request: what
   else the machine does changes from minute to minute, and the runs of one link share it.
 * Breaker: its back-offs are drawn from ``BREAKER_SEED`` on both sides.
@@ -28,6 +31,7 @@ import numpy as np
 from benchmarks.live_check.material import Link
 from edge_runtime.contract import limits
 from edge_runtime.estimators.energy import RadioPower, radio_power
+from edge_runtime.results import Timings
 from edge_runtime.simulation.capacity import Capacity, RoundTrips
 from edge_runtime.simulation.connection import BUFFER_BYTES
 from edge_runtime.simulation.constants import Constants, DeviceConstants, load_constants
@@ -44,7 +48,8 @@ __all__ = [
     "Pair",
     "make_world",
     "open_path",
-    "service_ms",
+    "overhead_ms",
+    "server_ms",
     "simulate_policy",
 ]
 
@@ -64,8 +69,10 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     confidence: list[float]
     local_right: list[bool]
     cloud_right: list[bool]
-    service_ms: list[float]
-    """From the last byte at the broker to the answer at the device, without the link."""
+    server_ms: list[float]
+    """In the broker, from the last byte to the answer: queue and model."""
+    overhead_ms: float
+    """Median of what is left of a request without link and broker."""
     header_bytes: float
     """On the link beside one body."""
 
@@ -147,15 +154,22 @@ def make_world(
     deadline_ms: float,
     offset_s: float,
     local_ms: Sequence[float] | None = None,
+    cloud_ms: Sequence[float | None] | None = None,
 ) -> MeasuredWorld:
     """Request ``i`` arrives at ``arrived_s[i]`` and shows photo ``shown[i]``.
 
-    ``local_ms``: of each request; None: of its photo, as the pair was measured.
+    ``local_ms``: of each request; ``cloud_ms``: in the broker, None where it did not answer. None
+    for all: as the pair was measured on these photos.
     """
     assert link.trace.rtt_ms is not None
     deadline_s = deadline_ms / 1e3
     taken_ms = [pair.local_ms[i] for i in shown] if local_ms is None else local_ms
     median_ms = float(np.median(taken_ms))
+    served_ms = [pair.server_ms[i] for i in shown]
+    known_ms = [value for value in cloud_ms or () if value is not None]
+    if cloud_ms is not None and known_ms:
+        usual_ms = float(np.median(known_ms))
+        served_ms = [usual_ms if value is None else value for value in cloud_ms]
     zeros = [0.0] * len(arrived_s)
     return MeasuredWorld(
         constants=_constants(pair, deadline_s),
@@ -173,7 +187,7 @@ def make_world(
         local_factor=[value / median_ms for value in taken_ms],
         local_right=[pair.local_right[i] for i in shown],
         cloud_right=[pair.cloud_right[i] for i in shown],
-        service_s=[pair.service_ms[i] / 1e3 for i in shown],
+        service_s=[(value + pair.overhead_ms) / 1e3 for value in served_ms],
         queue_s=zeros,
         overload_s=zeros,
         overloads=[],
@@ -193,6 +207,14 @@ def simulate_policy(world: MeasuredWorld, policy: str) -> tuple[list[Outcome], l
     return run.run(), run.events
 
 
-def service_ms(total_ms: float, wire_bytes: float, mbps: float, rtt_ms: float) -> float:
-    """What of a request over a flat link was not the link's."""
-    return max(0.1, total_ms - rtt_ms - wire_bytes / (mbps * 125.0))
+def server_ms(timings: Timings) -> float | None:
+    """What the broker said it took; None: it did not answer."""
+    if timings.server_inference_ms is None:
+        return None
+    return (timings.server_queue_ms or 0.0) + timings.server_inference_ms
+
+
+def overhead_ms(total_ms: float, timings: Timings, rtt_ms: float) -> float:
+    """What of a request over a flat link was neither the link's nor the broker's."""
+    served_ms = server_ms(timings) or 0.0
+    return max(0.1, total_ms - (timings.upload_ms or 0.0) - served_ms - rtt_ms)

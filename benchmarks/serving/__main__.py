@@ -24,7 +24,7 @@ import msgspec
 from benchmarks.machine import describe_machine
 from benchmarks.serving import models
 from benchmarks.serving.figures import capacity, compute, cost, mixed, overload, refusal, two
-from benchmarks.serving.figures.base import Bench
+from benchmarks.serving.figures.base import Bench, Finding
 from benchmarks.serving.peers import (
     CONFIGURATIONS,
     PEERS,
@@ -86,14 +86,17 @@ def main() -> None:
         minutes = arguments.minutes or (_QUICK_MINUTES if arguments.quick else None)
         if minutes is not None:
             bench.until_s = started_s + 60 * minutes
-        findings = {}
+        findings: dict[str, Finding] = {}
+        took_s: dict[str, float] = {}
         left_out = []
         for done, (name, measure) in enumerate(chosen.items()):
             if bench.until_s is not None and time.monotonic() > bench.until_s:
                 left_out.append(name)
                 continue
             bench.figures_left = len(chosen) - done
+            began_s = time.monotonic()
             findings[name] = measure(bench)
+            took_s[name] = round(time.monotonic() - began_s, 1)
             print_finding(findings[name])
     passed = {
         demand: met for finding in findings.values() for demand, met in finding.passed.items()
@@ -107,6 +110,7 @@ def main() -> None:
         "skipped": skipped,
         "no_time_for": left_out,
         "seconds": round(time.monotonic() - started_s, 1),
+        "seconds_by_figure": took_s,
         "figures": findings,
         "summary": {"passed": passed},
     }

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from edge_runtime.contract import preprocess
@@ -24,16 +25,23 @@ from edge_runtime.contract.manifest import (
 from edge_runtime.contract.tasks import ClassificationTask
 from edge_runtime.contract.tensors import TensorSpec
 
-__all__ = ["TENSOR_BYTES", "photo", "tensor", "write_resnet18", "write_trivial"]
+__all__ = [
+    "TENSOR_BYTES",
+    "photo",
+    "tensor",
+    "write_photos",
+    "write_resnet18",
+    "write_trivial",
+]
 
 _TRIVIAL_SIDE = 50
 TENSOR_BYTES = 3 * _TRIVIAL_SIDE * _TRIVIAL_SIDE * 4
 """Of the trivial model's input: 30 kB, the size of a small photo, and nothing to decode."""
 
 
-def photo(width: int = 480, height: int = 360) -> bytes:
+def photo(width: int = 480, height: int = 360, seed: int = 7) -> bytes:
     """A JPEG with the spectrum of a photo (amplitude falls as 1/frequency), about 30 kB."""
-    random = np.random.default_rng(7)
+    random = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
     frequency[0, 0] = 1.0
     planes = []
@@ -47,6 +55,14 @@ def photo(width: int = 480, height: int = 360) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=42)
     return buffer.getvalue()
+
+
+def write_photos(target: Path, count: int) -> Path:
+    """A folder of them, no two alike."""
+    target.mkdir()
+    for number in range(count):
+        (target / f"{number:03}.jpg").write_bytes(photo(seed=100 + number))
+    return target
 
 
 def tensor() -> bytes:
@@ -84,7 +100,7 @@ def _write(target: Path, module: Any, name: str, side: int, classes: int) -> Pat
     import torch
 
     task = ClassificationTask(classes=classes, top_k=min(classes, 5))
-    steps = preprocess.named("tf", side, side)
+    steps = msgspec.structs.replace(preprocess.named("tf", side, side), decode="scaled")
     shape = (1, 3, side, side)
     inputs = (TensorSpec(name="images", dtype="float32", shape=shape, layout="NCHW"),)
     outputs = (TensorSpec(name="scores", dtype="float32", shape=(1, classes), layout="NC"),)

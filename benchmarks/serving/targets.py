@@ -166,6 +166,8 @@ def _nearfar(work: Work, folder: Path, tenants: tuple[Tenant, ...]) -> Iterator[
         environment[DEVICE_VARIABLE] = f"{work.fixed_ms},{work.image_ms}"
     else:
         command += ["--threads", str(work.threads), "--runtime", work.runtime]
+        command += ["--precision", work.precision]
+        command += ["--calibration", work.calibration] if work.calibration else []
     if work.max_batch != 8:
         command += ["--max-batch", str(work.max_batch)]
     with _running(command, environment, folder / "log") as process:

@@ -34,6 +34,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     runtime: str = "auto"
     """Of the broker: what it is told by ``--runtime``."""
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    """Of a ``program``, and of the broker."""
+    calibration: str = ""
+    """Of the broker: a folder of photos that int8 is learned on."""
 
     @property
     def capacity_per_s(self) -> float:
@@ -69,10 +73,10 @@ def _photo(work: Work) -> Callable[[Sequence[bytes]], list[int]]:
     import torchvision
     from PIL import Image
 
-    from broker.executors.runtimes.base import cpu_has_amx
+    from broker.executors.runtimes.base import cpu_multiplies_bf16
 
     torch.set_num_threads(work.threads)
-    dtype = torch.bfloat16 if cpu_has_amx() else torch.float32
+    dtype = torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
     model = torchvision.models.resnet18(weights=None).eval()
     model = model.to(memory_format=torch.channels_last).to(dtype)
     side = 224
@@ -101,7 +105,9 @@ def _program(work: Work) -> Callable[[Sequence[bytes]], list[int]]:
     from edge_runtime.contract.errors import NearfarError
 
     use_threads(work.threads)
-    program = TorchProgram.load(open_servable(Path(work.servable)), pick_device("cpu"))
+    program = TorchProgram.load(
+        open_servable(Path(work.servable)), pick_device("cpu"), precision=work.precision
+    )
     extra = {"tensor": True, "outputs": (0,), "answered": False} if work.tensor else {}
 
     def run(bodies: Sequence[bytes]) -> list[int]:

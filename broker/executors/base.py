@@ -37,7 +37,7 @@ __all__ = [
 
 Device = Literal["auto", "cpu", "cuda"]
 RuntimeName = Literal["auto", "eager", "openvino", "compile"]
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 EventSink = Callable[[str, Mapping[str, object]], None]
 """Takes an event's name and fields: the structured log, in the broker."""
@@ -87,6 +87,9 @@ class BatchOutcome(msgspec.Struct, frozen=True, kw_only=True):
     results: Sequence[Outcome]
     interrupted: bool = False
     """What ran it was lost meanwhile: how long it took says nothing of the next batch."""
+    at_fault: bool = False
+    """It was lost while it ran this batch, and nobody else ended it: it crashed, or hung. As far as
+    can be told: the images of the next batch decode meanwhile."""
 
 
 class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +100,8 @@ class ExecutorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Threads of one forward pass on the CPU."""
     runtime: RuntimeName = "auto"
     precision: Precision = "auto"
+    calibration: str | None = None
+    """Folder of the photos that int8 is learned on."""
     backend: str | None = None
     """Where the executors ``oip`` (a URL) and ``ray`` (a cluster's address) find what runs."""
     backend_key: str | None = None
@@ -115,9 +120,10 @@ class LoadedModel(msgspec.Struct, frozen=True, array_like=True):
     runtime: str
     """``eager`` (PyTorch, operator by operator), ``compile`` (inductor) or ``openvino``."""
     precision: str
-    """Of its arithmetic: ``fp32``, ``bf16``, ``fp16``."""
+    """Of its arithmetic: ``fp32``, ``bf16``, ``fp16``, ``int8``."""
     sqnr_db: float | None = None
-    """The lowest signal-to-noise ratio on trial inputs, against eager fp32; None: it is that."""
+    """The lowest signal-to-noise ratio on trial inputs, against eager fp32; of ``int8`` the mean
+    on photos. None: it is that."""
 
 
 class ExecutorStats(msgspec.Struct, frozen=True, kw_only=True):

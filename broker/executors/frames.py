@@ -77,6 +77,8 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
     threads: int
     runtime: RuntimeName = "auto"
     precision: Precision = "auto"
+    calibration: str | None = None
+    """Folder of the photos that int8 is learned on."""
     caps: tuple[tuple[ModelKey, int], ...] = ()
     """Batch sizes beyond which earlier workers ran out of memory."""
     known: tuple[tuple[ModelKey, LoadedModel], ...] = ()

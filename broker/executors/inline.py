@@ -89,6 +89,7 @@ class InlineExecutor:
             self._device,
             runtime=options.runtime,
             precision=options.precision,
+            calibration=options.calibration,
             threads=options.threads,
         )
 

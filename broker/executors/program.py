@@ -26,7 +26,7 @@ from broker.executors.base import (
     RuntimeName,
     TensorAnswer,
 )
-from broker.executors.decoding import decode_jpeg
+from broker.executors.decoding import prepare_pixels
 from broker.executors.device import (
     decode_threads,
     forget_traces,
@@ -40,6 +40,7 @@ from broker.executors.runtimes.base import (
     affine_of,
     first_line,
 )
+from broker.executors.runtimes.calibration import read_photos
 from broker.executors.runtimes.choose import choose_runtime
 from broker.models.servable import OpenedServable
 from edge_runtime.contract.answer_codec import encode_answer
@@ -51,7 +52,6 @@ from edge_runtime.contract.errors import (
     NearfarError,
     TensorError,
 )
-from edge_runtime.contract.imaging import decode_scaled
 from edge_runtime.contract.manifest import (
     REFERENCE_RECORD_NAME,
     ReferenceRecord,
@@ -60,16 +60,14 @@ from edge_runtime.contract.manifest import (
 from edge_runtime.contract.pipeline import (
     Prepared,
     finish,
-    prepare_image,
     prepare_seed,
     prepare_tensor,
 )
-from edge_runtime.contract.preprocess import decode_factor
 from edge_runtime.contract.program_screen import screen_program
 from edge_runtime.contract.tensors import canonical, to_little_endian
 from edge_runtime.contract.wire import EncodedAnswer, decode_seed
 
-__all__ = ["TorchProgram", "normalization_of"]
+__all__ = ["Begun", "TorchProgram", "normalization_of"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,6 +75,10 @@ _LOG = logging.getLogger(__name__)
 _PART = 4
 """Images of one forward pass on the CPU while more of the batch decode: larger ones gain
 nothing there, and the decoders then work beside the model."""
+
+
+Begun = Iterator[Prepared | NearfarError]
+"""Inputs of a batch as they become ready, in its order."""
 
 
 def _no_progress() -> None:
@@ -111,10 +113,12 @@ class TorchProgram:
         precision: Precision = "auto",
         threads: int = 1,
         known: LoadedModel | None = None,
+        calibration: str | None = None,
     ) -> TorchProgram:
         """Load ``model.pt2`` onto ``cpu`` or ``cuda`` and try it on one and two images.
 
-        ``runtime``, ``precision``, ``known``: see ``choose_runtime``.
+        ``runtime``, ``precision``, ``known``: see ``choose_runtime``. ``calibration``: the
+        folder of photos that int8 is learned on.
 
         The file is screened from outside first: torch runs code that a hostile one brings.
         Raises ``BackendUnavailable`` without torch, ``ManifestError`` when the record inside
@@ -147,6 +151,7 @@ class TorchProgram:
                 precision=precision,
                 threads=threads,
                 known=known,
+                photos=partial(read_photos, servable, calibration),
             )
             program = cls(servable, chosen, affine, device)
             program._try_out()
@@ -217,20 +222,30 @@ class TorchProgram:
             return parts[0]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
+    def begin(self, batch: Sequence[BatchItem]) -> Begun:
+        """Decode the images of a batch on threads, behind those that decode already.
+
+        What is given back is for ``run``, once.
+        """
+        return self._decoders.map(self._prepare_safely, batch)
+
     def run(
-        self, batch: Sequence[BatchItem], progress: Callable[[], None] = _no_progress
+        self,
+        batch: Sequence[BatchItem],
+        progress: Callable[[], None] = _no_progress,
+        begun: Begun | None = None,
     ) -> list[Outcome]:
         """Answer a batch; a request that cannot be used leaves its error in its place.
 
         Images decode on threads; on the CPU the first of them run through the model
         meanwhile. ``progress`` is called after each input, after each run of the model and
-        after each answer: signs of life.
+        after each answer: signs of life. ``begun``: what ``begin`` gave for this batch.
         """
-        given: Iterator[Prepared | NearfarError]
         decodes = len(batch) > 1 and not all(item.tensor for item in batch)
-        if decodes:
-            given = self._decoders.map(self._prepare_safely, batch)
-        else:  # waking a thread takes longer than looking at a tensor
+        given = begun
+        if given is None and decodes:
+            given = self.begin(batch)
+        elif given is None:  # waking a thread takes longer than looking at a tensor
             given = map(self._prepare_safely, batch)
         results: dict[int, Outcome] = {}
         prepared: dict[int, Prepared] = {}
@@ -261,7 +276,11 @@ class TorchProgram:
             try:
                 outputs = self._forward([one.array for one in alike.values()])
             except InferenceError as error:
-                answers |= dict.fromkeys(alike, error)
+                if len(alike) == 1:
+                    answers |= dict.fromkeys(alike, error)
+                    continue
+                for row, one in alike.items():  # so that the others need not fail with it
+                    answers |= self._answers(batch, {row: one}, progress)
                 continue
             progress()
             typed = [
@@ -298,13 +317,7 @@ class TorchProgram:
             return prepare_tensor(record, spec, item.body)
         if record is None:
             return prepare_seed(spec, decode_seed(item.body))
-        decoded = decode_scaled(item.body, partial(decode_factor, record), decode_jpeg)
-        try:
-            return prepare_image(
-                record, self._pixel_spec, decoded.pixels, (decoded.height, decoded.width)
-            )
-        except TensorError as error:  # the servable contradicts itself: not the image's fault
-            raise InferenceError(error.detail) from None
+        return prepare_pixels(record, self._pixel_spec, item.body)
 
     def _finish(
         self, outputs: list[NDArray[np.generic]], prepared: Prepared, item: BatchItem

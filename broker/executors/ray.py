@@ -173,6 +173,7 @@ class RayExecutor:
                 threads=options.threads,
                 runtime=options.runtime,
                 precision=options.precision,
+                calibration=options.calibration,
             )
             answer = await self._call(actor, load)
             if isinstance(answer, frames.Failed):

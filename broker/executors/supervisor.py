@@ -124,6 +124,7 @@ class Supervisor:
             threads=options.threads,
             runtime=options.runtime,
             precision=options.precision,
+            calibration=options.calibration,
             caps=tuple(self.caps.items()),
             known=tuple(self.loaded.items()),
         )

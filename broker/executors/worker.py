@@ -73,6 +73,8 @@ class WorkerExecutor:
         self._images = 0
         self._lost = 0
         """Batches whose child died or hung."""
+        self._crashed = 0
+        """Attempts whose child died or hung, and was not killed by somebody else."""
 
     async def start(self) -> None:
         """Start the child and wait until it has loaded everything."""
@@ -91,19 +93,20 @@ class WorkerExecutor:
             if refusal is not None:
                 results[row] = refusal
         rows = [row for row in range(len(batch)) if row not in results]
-        interrupted = False
+        interrupted = at_fault = False
         if rows:
             items = [batch[row] for row in rows]
             sent_to = self._send_ahead(model, items)
             async with self._my_turn(sent_to):
-                lost_before = self._lost
+                lost_before, crashed_before = self._lost, self._crashed
                 given = await self._run(model, items, sent_to)
                 # Also where it was sent ahead to a child that died before its turn.
                 resent = sent_to is not None and sent_to is not self._supervisor.child
                 interrupted = resent or self._lost != lost_before
+                at_fault = self._crashed != crashed_before
             results |= zip(rows, given, strict=True)
         ordered = [results[row] for row in range(len(batch))]
-        return BatchOutcome(results=ordered, interrupted=interrupted)
+        return BatchOutcome(results=ordered, interrupted=interrupted, at_fault=at_fault)
 
     def _send_ahead(self, model: ModelKey, items: Sequence[BatchItem]) -> Child | None:
         """Send a batch behind the one that runs, where nobody stands between; to whom, if so.
@@ -152,6 +155,7 @@ class WorkerExecutor:
         except _Lost as lost:
             self._smooth = None
             self._lost += 1
+            self._crashed += not lost.killed
             self._events("batch_lost", {"model": model.name, "images": len(items)})
             return await self._one_by_one(model, items, lost)
 
@@ -176,6 +180,7 @@ class WorkerExecutor:
                     if again.hung and left_s < limit_s:
                         break  # it had less time than it may take: nothing is proved
                     strikes += 1
+                    self._crashed += not again.killed
                     if strikes >= (_STRIKES_KILLED if again.killed else _STRIKES):
                         outcome = self._quarantine.add(model, item)
                         self._events(

@@ -25,7 +25,7 @@ from broker.models.servable import ModelKey, read_servable
 from edge_runtime.contract.errors import ManifestError, NearfarError, WireError
 
 if TYPE_CHECKING:
-    from broker.executors.program import TorchProgram
+    from broker.executors.program import Begun, TorchProgram
 
 __all__ = ["Models", "main"]
 
@@ -40,6 +40,8 @@ class _Connection:
         self._source = source
         self._sink = sink
         self._inbox: queue.SimpleQueue[frames.ToWorker] = queue.SimpleQueue()
+        self._next: frames.ToWorker | None = None
+        """Taken out of the inbox, not yet received."""
         self._last_sent_s = time.monotonic()
         threading.Thread(target=self._read, name="frames", daemon=True).start()
 
@@ -58,7 +60,16 @@ class _Connection:
             os._exit(0)
 
     def receive(self) -> frames.ToWorker:
+        if self._next is not None:
+            found, self._next = self._next, None
+            return found
         return self._inbox.get()
+
+    def upcoming(self) -> frames.ToWorker | None:
+        """What ``receive`` gives next, if it is there already."""
+        if self._next is None and not self._inbox.empty():
+            self._next = self._inbox.get()
+        return self._next
 
     def send(self, message: frames.FromWorker) -> None:
         try:
@@ -95,10 +106,13 @@ class Models:
             TorchProgram.load,
             runtime=load.runtime,
             precision=load.precision,
+            calibration=load.calibration,
             threads=load.threads,
         )
         self._caps, self._known = dict(load.caps), dict(load.known)
         self._by_key: dict[ModelKey, TorchProgram] = {}
+        self._begun: tuple[frames.RunBatch, Begun] | None = None
+        """The batch behind the one that runs, whose images decode."""
         self.device = pick_device(load.device)
         use_threads(load.threads)
 
@@ -121,13 +135,27 @@ class Models:
             self._caps |= {} if program.cap is None else {key: program.cap}
             program.free()
 
+    def begin(self, upcoming: frames.ToWorker | None) -> None:
+        """Decode the images of the batch that comes next, while another one runs."""
+        if not isinstance(upcoming, frames.RunBatch):
+            return
+        if self._begun is not None and self._begun[0] is upcoming:
+            return
+        program = self._by_key.get(upcoming.model)
+        if program is not None and not all(item.tensor for item in upcoming.items):
+            self._begun = upcoming, program.begin(upcoming.items)
+
     def run(self, request: frames.RunBatch, still_alive: Callable[[], None]) -> frames.BatchDone:
         """Answer a batch; ``still_alive`` is called now and then."""
+        begun = None
+        if self._begun is not None and self._begun[0] is request:
+            begun = self._begun[1]
+            self._begun = None
         program = self._by_key.get(request.model)
         if program is None:
             gone = frames.to_result(not_in_memory(request.model))
             return frames.BatchDone(results=(gone,) * len(request.items))
-        outcomes = program.run(request.items, still_alive)
+        outcomes = program.run(request.items, still_alive, begun)
         return frames.BatchDone(
             results=tuple(frames.to_result(outcome) for outcome in outcomes), cap=program.cap
         )
@@ -140,10 +168,15 @@ def _serve(connection: _Connection) -> None:
     models = Models(load)
     loaded = tuple(models.load(ref) for ref in load.servables)
     connection.send(frames.Ready(device=models.device, models=loaded))
+
+    def progress() -> None:
+        connection.still_alive()
+        models.begin(connection.upcoming())
+
     while True:
         request = connection.receive()
         if isinstance(request, frames.RunBatch):
-            connection.send(models.run(request, connection.still_alive))
+            connection.send(models.run(request, progress))
         elif isinstance(request, frames.LoadModel):
             try:
                 one = models.load(request.servable)

@@ -166,6 +166,19 @@ class Rollouts:
             found = trial.batch(canary=on_canary, images=images, duration_ms=duration_ms)
             self._judge(model.name, found)
 
+    def batch_interrupted(
+        self, model: ModelKey, images: int, duration_ms: float, *, at_fault: bool
+    ) -> None:
+        """A batch came back that was run again: how long that took says nothing of a version.
+
+        Where the version ended or hung its process itself, that counts as a request that failed,
+        whatever became of the batch's requests afterwards.
+        """
+        trial = self._trials.get(model.name)
+        on_canary = None if trial is None else self._on_canary(model)
+        if at_fault and trial is not None and on_canary is not None:
+            self._judge(model.name, trial.request(canary=on_canary, failed=True))
+
     def batch_lost(self, model: ModelKey, images: int) -> None:
         """Its requests count, each where it is answered."""
 

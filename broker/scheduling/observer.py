@@ -15,6 +15,11 @@ class Observer(Protocol):
     def batch_ran(self, model: ModelKey, images: int, duration_ms: float) -> None:
         """A batch came back."""
 
+    def batch_interrupted(
+        self, model: ModelKey, images: int, duration_ms: float, *, at_fault: bool
+    ) -> None:
+        """A batch came back that was lost on the way and run again: see ``BatchOutcome``."""
+
     def batch_lost(self, model: ModelKey, images: int) -> None:
         """A batch failed as a whole."""
 
@@ -32,6 +37,13 @@ class Observers:
         """A batch came back."""
         for observer in self._observers:
             observer.batch_ran(model, images, duration_ms)
+
+    def batch_interrupted(
+        self, model: ModelKey, images: int, duration_ms: float, *, at_fault: bool
+    ) -> None:
+        """A batch came back that was lost on the way and run again."""
+        for observer in self._observers:
+            observer.batch_interrupted(model, images, duration_ms, at_fault=at_fault)
 
     def batch_lost(self, model: ModelKey, images: int) -> None:
         """A batch failed as a whole."""

@@ -157,7 +157,12 @@ class Runs:
         # What failed to decode did not go through the model.
         if answered and not outcome.interrupted:
             lane.latency.observe(answered, duration_ms, now_s)
-        self._observer.batch_ran(model, len(tickets), duration_ms)
+        if outcome.interrupted:
+            self._observer.batch_interrupted(
+                model, len(tickets), duration_ms, at_fault=outcome.at_fault
+            )
+        else:
+            self._observer.batch_ran(model, len(tickets), duration_ms)
         self._give_out(batch, outcome, duration_ms, now_s)
 
     def dropped(self, ticket: Ticket, lane: Lane) -> None:

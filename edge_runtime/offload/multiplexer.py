@@ -284,8 +284,12 @@ class Multiplexer:
         if isinstance(frame, Progress):
             self._progress(frame, now_s)
             return None
-        if sending is None:
-            return None  # cancelled while this was under way
+        if sending is None:  # cancelled while this was under way
+            if isinstance(frame, Admit):  # which tells as much of the next one
+                self._admitted_s = now_s
+            elif isinstance(frame, Reject):
+                self._admitted_s = float("-inf")
+            return None
         if isinstance(frame, Admit):
             return self._admit(frame, sending, now_s)
         if isinstance(frame, Reject | Error):

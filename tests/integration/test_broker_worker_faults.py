@@ -104,7 +104,9 @@ async def test_a_batch_that_was_sent_ahead_survives_the_death_of_the_one_before_
         given = [result for outcome in ahead for result in outcome.results]
         assert list(map(best, given)) == list(map(best, alone.results))
         assert first.interrupted
+        assert first.at_fault
         assert ahead[0].interrupted, "it was sent to the process that died"
+        assert not ahead[0].at_fault, "another batch ended that one"
         assert executor.stats().quarantined == 1
     finally:
         await executor.close()

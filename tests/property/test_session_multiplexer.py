@@ -78,6 +78,30 @@ def test_before_its_admission_an_upload_has_one_window_under_way() -> None:
     assert sent(found, 1) == sending.sent_bytes == limits.SESSION_WINDOW_BYTES
 
 
+def test_an_admission_counts_for_the_next_upload_though_its_own_was_cancelled_meanwhile() -> None:
+    machine = Multiplexer()
+    machine.window.observe_round_trip(0.05, 0.0)
+    sending = ask(machine, 300_000)
+    frames(machine)
+    machine.cancel(sending)
+    assert machine.receive(Admit(id=1), 0.05) is None
+    frames(machine)
+    size = limits.SESSION_WINDOW_BYTES
+    machine.receive(Progress(id=1, received_bytes=size, t_us=20_000), 0.05)
+    ask(machine, 300_000, now_s=1.0)
+    more = sent(frames(machine, 1.0), 2)
+    assert more > size
+    other = Multiplexer()
+    cancelled = ask(other, 300_000)
+    frames(other)
+    other.cancel(cancelled)
+    other.receive(Reject(id=1, code="overloaded", detail="", status=503), 0.05)
+    frames(other)
+    other.receive(Progress(id=1, received_bytes=size, t_us=20_000), 0.05)
+    ask(other, 300_000, now_s=1.0)
+    assert sent(frames(other, 1.0), 2) == size
+
+
 def test_a_rejected_upload_stops_and_its_bytes_are_free_once_the_broker_says_so() -> None:
     machine = Multiplexer()
     ask(machine, 300_000)

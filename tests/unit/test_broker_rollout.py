@@ -157,6 +157,36 @@ def test_a_slow_canary_is_rolled_back_by_batches_of_equal_size(repository: Repos
     assert events.named("canary_rolled_back")[0]["reason"] == "latency"
 
 
+def test_how_long_an_interrupted_batch_took_is_held_against_no_version(repository: Repository):
+    rollouts, _, rolled_back = rollouts_over(repository, percent=50)
+    old, new = ModelKey("tiny", OLD), ModelKey("tiny", NEW)
+    for number in range(60):
+        rollouts.batch_ran(old, 1, 10 + number % 5)
+        rollouts.batch_ran(new, 1, 10 + number % 5)
+        rollouts.batch_interrupted(new, 1, 5_000.0, at_fault=False)
+    status = rollouts.status("tiny").canary
+    assert status is not None
+    assert (status.measured.batches, status.latency_ratio) == (60, 1.0)
+    assert (status.measured.requests, status.measured.failures) == (0, 0)
+    assert rolled_back == []
+
+
+def test_a_canary_that_ends_its_process_is_rolled_back_though_each_request_was_answered(
+    repository: Repository,
+):
+    rollouts, events, rolled_back = rollouts_over(repository, percent=50, min_requests=40)
+    old, new = ModelKey("tiny", OLD), ModelKey("tiny", NEW)
+    for number in range(60):
+        rollouts.ended(old, split=True, status=200, code=None)
+        rollouts.ended(new, split=True, status=200, code=None)
+        if rolled_back:
+            break
+        if number % 2:
+            rollouts.batch_interrupted(new, 1, 900.0, at_fault=True)
+    assert rolled_back == ["tiny"]
+    assert events.named("canary_rolled_back")
+
+
 def test_promotion_and_rollback_move_the_stable_version(repository: Repository):
     rollouts, _, _ = rollouts_over(repository, percent=10)
     rollouts.change("tiny", c.Promote())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from broker.executors.base import BatchItem, LoadedModel
 from broker.executors.program import TorchProgram
@@ -21,6 +22,7 @@ from edge_runtime.contract import errors as e
 from edge_runtime.contract.preprocess import NAMED, Normalization, normalization_table
 from edge_runtime.contract.tensors import TensorSpec
 from tests.support import broker_images as images
+from tests.support.images import encode
 from tests.support.servables import shared_servable, tiny_net, write_servable
 
 
@@ -127,6 +129,47 @@ def test_what_an_earlier_process_compared_is_taken_without_comparing_again(
     plain = LoadedModel("eager", "fp32")
     monkeypatch.setattr("broker.executors.runtimes.choose.cpu_has_amx", lambda: True)
     assert TorchProgram.load(servable, "cpu", known=plain).loaded == plain
+
+
+def test_a_batch_that_was_begun_while_another_one_ran_gets_its_own_answers():
+    program = TorchProgram.load(open_servable(shared_servable()), "cpu", precision="fp32")
+    broken = BatchItem(images.png(9)[:200])
+    later = [BATCH[4], broken, *BATCH[:3]]
+    alone = [program.run(BATCH), program.run(later)]
+    begun = program.begin(later)
+    together = [program.run(BATCH), program.run(later, begun=begun)]
+    assert list(map(repr, together)) == list(map(repr, alone))
+    assert isinstance(together[1][1], e.ImageUnreadable)
+    (single,) = program.run([broken], begun=program.begin([broken]))
+    assert isinstance(single, e.ImageUnreadable)
+
+
+def net_that_looks_beyond_its_table():
+    """On an all-white image: an IndexError, where ``failing_net`` gives a RuntimeError."""
+    import torch
+
+    class Looks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+            self.table = torch.nn.Parameter(torch.zeros(2))
+
+        def forward(self, batch):
+            white = (batch.amin((1, 2, 3)) >= 1.0).to(torch.int64) * 100
+            return self.inner(batch) + self.table[white][:, None]
+
+    return Looks().eval()
+
+
+def test_what_a_model_raises_is_the_error_of_the_image_that_made_it_and_of_no_other(tmp_path: Path):
+    servable = open_servable(write_servable(tmp_path / "tiny", net_that_looks_beyond_its_table()))
+    program = TorchProgram.load(servable, "cpu", precision="fp32")
+    white = BatchItem(encode(Image.new("RGB", (40, 40), "white")))
+    outcomes = program.run([*BATCH[:3], white, *BATCH[3:]])
+    failed = outcomes.pop(3)
+    assert isinstance(failed, e.InferenceError)
+    assert "IndexError" in failed.detail
+    assert not any(isinstance(outcome, e.NearfarError) for outcome in outcomes)
 
 
 def test_openvino_runs_with_the_stub_that_sends_nothing():

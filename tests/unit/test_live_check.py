@@ -15,17 +15,19 @@ import pytest
 from benchmarks.live_check.compare import Figures, PolicyReport, order_breaks, report
 from benchmarks.live_check.device import Record
 from benchmarks.live_check.live import LiveRun
-from benchmarks.live_check.material import Link
+from benchmarks.live_check.material import Link, draw_offset_s
 from benchmarks.live_check.measured import (
     MeasuredWorld,
     Pair,
     make_world,
     open_path,
-    service_ms,
+    overhead_ms,
+    server_ms,
     simulate_policy,
 )
 from benchmarks.live_check.network import Network
 from edge_runtime.contract import limits
+from edge_runtime.results import Timings
 from edge_runtime.simulation.capacity import Capacity
 from edge_runtime.simulation.played import trace_schedule
 from edge_runtime.simulation.traces import Trace
@@ -37,7 +39,8 @@ _PAIR = Pair(
     confidence=[0.2, 0.95, 0.4],
     local_right=[False, True, True],
     cloud_right=[True, True, False],
-    service_ms=[40.0, 50.0, 60.0],
+    server_ms=[30.0, 40.0, 50.0],
+    overhead_ms=10.0,
     header_bytes=200.0,
 )
 _ARRIVED_S = [1.0, 2.5, 4.0]
@@ -116,9 +119,24 @@ def test_what_holds_no_answer_waits_to_the_deadline_and_what_does_leaves_before(
     assert waited_ms == pytest.approx([390.0] * 3)
 
 
-def test_a_flat_links_own_time_is_no_service_time() -> None:
-    assert service_ms(50.0, 125_000.0, 100.0, 4.0) == pytest.approx(36.0)
-    assert service_ms(1.0, 125_000.0, 100.0, 4.0) == 0.1
+def test_what_the_link_and_the_broker_took_is_no_overhead() -> None:
+    timings = Timings(total_ms=49.0, upload_ms=9.0, server_queue_ms=1.0, server_inference_ms=25.0)
+    assert server_ms(timings) == 26.0
+    assert overhead_ms(50.0, timings, 4.0) == pytest.approx(11.0)
+    assert overhead_ms(30.0, timings, 4.0) == 0.1
+    assert server_ms(Timings(total_ms=400.0, upload_ms=9.0)) is None
+
+
+def test_the_broker_takes_as_long_as_it_said_and_usually_where_it_said_nothing() -> None:
+    def served_ms(cloud_ms: list[float | None] | None) -> list[float]:
+        world = make_world(
+            _link(), _PAIR, _ARRIVED_S, [0, 1, 2], deadline_ms=400.0, offset_s=0.0,
+            cloud_ms=cloud_ms,
+        )  # fmt: skip
+        return [1e3 * value for value in world.service_s]
+
+    assert served_ms([20.0, None, 24.0]) == pytest.approx([30.0, 32.0, 34.0])
+    assert served_ms([None, None, None]) == served_ms(None) == pytest.approx([40.0, 50.0, 60.0])
 
 
 def _live(latencies_ms: list[float], predicted: list[int]) -> LiveRun:
@@ -176,6 +194,20 @@ def test_two_policies_that_change_places_are_named_and_ties_are_not() -> None:
 def _namespaces() -> set[str]:
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
     return {line.split()[0] for line in listed.stdout.splitlines() if line}
+
+
+def test_a_trace_is_entered_where_a_device_can_connect() -> None:
+    rates = np.zeros(600)
+    rates[200:240] = 5.0
+    trace = msgspec.structs.replace(_link().trace, uplink_mbps=rates)
+    found = {
+        draw_offset_s(Link(trace=trace, folder=Path()), np.random.default_rng(seed))
+        for seed in range(20)
+    }
+    assert found <= {20.0, 20.2, 20.4, 20.6, 20.8, 21.0}
+    dead = msgspec.structs.replace(trace, uplink_mbps=np.zeros(600))
+    offset_s = draw_offset_s(Link(trace=dead, folder=Path()), np.random.default_rng(0))
+    assert 0.0 <= offset_s < 60.0
 
 
 def test_a_network_falls_back_to_loopback_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,19 +17,23 @@ import msgspec
 from benchmarks.serving.figures.base import Bench, Finding, Row
 from benchmarks.serving.load import Plan
 from benchmarks.serving.measure import median, quantile, run_load
-from benchmarks.serving.models import photo
+from benchmarks.serving.models import photo, write_photos
 from benchmarks.serving.targets import NEARFAR, ROOT
 from benchmarks.serving.workload import Work, runner
-from broker.executors.runtimes.base import cpu_has_amx
+from broker.executors.runtimes.base import cpu_multiplies_bf16
+from broker.executors.runtimes.calibration import LEAST_PHOTOS
 
 CALLERS = 32
 DEMANDED = 0.93
+PEER_RATIO = 1.15
 PHOTO_SIDES = (1280, 960)
 BEST_RATIO = 2.0
 
 
 def measure(bench: Bench) -> Finding:
-    work = Work(kind="program", deadline_ms=60_000, servable=bench.resnet18)
+    in_bf16 = cpu_multiplies_bf16()
+    precision = "bf16" if in_bf16 else "auto"
+    work = Work(kind="program", deadline_ms=60_000, servable=bench.resnet18, precision=precision)
     seconds = 6.0 if bench.quick else 12.0
     rows: list[Row] = []
     photo_path = bench.folder / "photo.jpg"
@@ -48,37 +52,69 @@ def measure(bench: Bench) -> Finding:
     ours = median([row["images_per_s"] for row in rows if row["server"] == NEARFAR])
     for row in rows:
         row["of_the_bare_loop"] = round(row["images_per_s"] / bare, 4)
+    passed = {"resnet18_93_percent_of_the_bare_loop": ours >= DEMANDED * bare}
+    peers = [
+        median([row["images_per_s"] for row in rows if row["server"] == peer])
+        for peer in bench.servers(tuned=False)[1:]
+    ]
+    if peers and in_bf16:
+        passed["resnet18_1.15_times_the_best_peer"] = ours >= PEER_RATIO * max(peers)
     return Finding(
         title="resnet18 from a JPEG, 32 callers",
         rows=rows,
-        passed={"resnet18_93_percent_of_the_bare_loop": ours >= DEMANDED * bare},
+        passed=passed,
+        note="everybody runs the same program in bfloat16"
+        if in_bf16
+        else "in float32, as this processor does not multiply bfloat16: the model leaves no room "
+        "between servers, so that peers are not judged",
     )
 
 
 def best(bench: Bench) -> Finding:
-    """Large photos: scaled decoding and the best runtime against the best of each peer."""
-    runtime = "openvino" if find_spec("openvino") is not None else "auto"
-    work = Work(kind="photo", deadline_ms=60_000, servable=bench.resnet18, runtime=runtime)
+    """Large photos: scaled decoding and each faster runtime against the best of each peer."""
     body = photo(*PHOTO_SIDES)
     seconds = 6.0 if bench.quick else 12.0
+    servers = {name: (name, _photos(bench)) for name in bench.servers(tuned=False)[1:]}
+    ways = _ways(bench)
+    servers = {f"{NEARFAR} {way}": (NEARFAR, work) for way, work in ways.items()} | servers
     rows: list[Row] = []
     for number in bench.turns():
-        for name in bench.servers(tuned=False):
-            rows.append(_asked(bench, name, work, body, seconds, number))
+        for label, (name, work) in servers.items():
+            rows.append({**_asked(bench, name, work, body, seconds, number), "server": label})
     by_server = {
-        name: median([row["images_per_s"] for row in rows if row["server"] == name])
-        for name in bench.servers(tuned=False)
+        label: median([row["images_per_s"] for row in rows if row["server"] == label])
+        for label in servers
     }
-    ours = by_server.pop(NEARFAR)
+    ours = max(by_server[f"{NEARFAR} {way}"] for way in ways)
+    peers = [by_server[label] for label, (name, _) in servers.items() if name != NEARFAR]
     passed = {}
-    if by_server:
-        passed["large_photos_2_times_the_best_peer"] = ours >= BEST_RATIO * max(by_server.values())
+    if peers:
+        passed["large_photos_2_times_the_best_peer"] = ours >= BEST_RATIO * max(peers)
+    dtype = "bfloat16" if cpu_multiplies_bf16() else "float32"
     return Finding(
         title="resnet18 from a photo of 1280 x 960, 32 callers",
         rows=rows,
         passed=passed,
-        note="" if cpu_has_amx() else "no AMX here: everybody computes in float32",
+        note=f"peers: PyTorch in {dtype}, with Pillow's scaled decoding",
     )
+
+
+def _photos(bench: Bench, **asked: str) -> Work:
+    return Work(kind="photo", deadline_ms=60_000, servable=bench.resnet18, **asked)  # type: ignore[arg-type]
+
+
+def _ways(bench: Bench) -> dict[str, Work]:
+    """How the broker can be told to compute; each is proved against fp32 as it loads."""
+    if find_spec("openvino") is None:
+        return {"auto": _photos(bench)}
+    folder = bench.folder / "calibration"
+    if not folder.exists():
+        write_photos(folder, LEAST_PHOTOS)
+    ways = {"int8": _photos(bench, runtime="openvino", precision="int8", calibration=str(folder))}
+    if not bench.quick:
+        precision = "bf16" if cpu_multiplies_bf16() else "fp32"
+        ways[precision] = _photos(bench, runtime="openvino", precision=precision)
+    return ways
 
 
 def _asked(bench: Bench, name: str, work: Work, body: bytes, seconds: float, number: int) -> Row:

@@ -12,7 +12,16 @@ from broker.executors.base import LoadedModel
 from edge_runtime.contract.preprocess import Normalization
 from edge_runtime.contract.tensors import TensorSpec
 
-__all__ = ["Affine", "ModelRuntime", "OutOfMemory", "affine_of", "cpu_has_amx", "first_line"]
+__all__ = [
+    "Affine",
+    "ModelRuntime",
+    "OutOfMemory",
+    "affine_of",
+    "cpu_has_amx",
+    "cpu_multiplies_bf16",
+    "first_line",
+    "normalized",
+]
 
 
 class OutOfMemory(Exception):
@@ -41,6 +50,13 @@ def affine_of(record: Normalization, spec: TensorSpec) -> Affine:
     return Affine(scale.astype(np.float32).reshape(shape), shift.astype(np.float32).reshape(shape))
 
 
+def normalized(rows: NDArray[np.generic], affine: Affine) -> NDArray[np.float32]:
+    """8-bit pixels by ``affine``, where the runtime does not do it."""
+    values = np.multiply(rows, affine.scale, dtype=np.float32)
+    values += affine.shift
+    return values
+
+
 class ModelRuntime(Protocol):
     """One model in memory. One caller at a time."""
 
@@ -63,12 +79,20 @@ class ModelRuntime(Protocol):
 
 def cpu_has_amx() -> bool:
     """Whether this processor multiplies bfloat16 matrices by tiles (Intel AMX)."""
+    return "amx_bf16" in _cpu_flags()
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this processor has any instructions for it: AMX, or AVX512-BF16."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> list[str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return "amx_bf16" in flags.split()
+        return []
+    return next((line for line in text.splitlines() if line.startswith("flags")), "").split()
 
 
 def first_line(error: BaseException) -> str:

@@ -18,18 +18,30 @@ from broker.executors.runtimes.base import (
     OutOfMemory,
     cpu_has_amx,
     first_line,
+    normalized,
 )
+from broker.executors.runtimes.calibration import Photos
 from broker.executors.runtimes.eager import TorchRuntime
 from broker.executors.runtimes.openvino import OpenVinoRuntime
 from edge_runtime.contract.errors import InferenceError, ModelLoadError, NearfarError
 from edge_runtime.contract.tensors import TensorSpec
 
-__all__ = ["LEAST_SQNR_DB", "choose_runtime", "sqnr_db"]
+__all__ = [
+    "LEAST_INT8_AGREEMENT",
+    "LEAST_INT8_SQNR_DB",
+    "LEAST_SQNR_DB",
+    "choose_runtime",
+    "sqnr_db",
+]
 
 _LOG = logging.getLogger(__name__)
 
 LEAST_SQNR_DB: Final = 20.0
 """Of each output on each trial input, against fp32: noise at a tenth of the signal."""
+LEAST_INT8_SQNR_DB: Final = 16.0
+"""Mean over photos that int8 was not learned on: the bound of ``nearfar convert``."""
+LEAST_INT8_AGREEMENT: Final = 0.9
+"""Share of those photos whose best class stays the same."""
 _TRIALS: Final = 4
 _MOST_DB: Final = 200.0
 
@@ -44,17 +56,21 @@ def choose_runtime(
     precision: Precision = "auto",
     threads: int = 1,
     known: LoadedModel | None = None,
+    photos: Callable[[], Photos] | None = None,
 ) -> ModelRuntime:
     """The runtime that was asked for, checked against PyTorch in fp32 on trial inputs.
 
     ``auto``: PyTorch operator by operator, in bf16 where the device multiplies it faster
-    (AMX, CUDA), and in fp32 where that misses the bound: a warning in the log says so. What
-    was asked for by name and misses it raises ``ModelLoadError``; so does what cannot be
-    made. Raises ``BackendUnavailable`` as well. ``known``: what an earlier process chose and
-    checked for the same program; it is taken without comparing again.
+    (AMX, CUDA), and in fp32 where that misses the bound: a warning in the log
+    says so. What was asked for by name and misses it raises ``ModelLoadError``; so does what
+    cannot be made. Raises ``BackendUnavailable`` as well. ``known``: what an earlier process
+    chose and checked for the same program; it is taken without comparing again. ``photos``:
+    what int8 is learned on and, each time, compared with fp32 on.
     """
+    if precision == "int8":
+        return _in_int8(exported, affine, device, runtime, threads, photos)
     kind: RuntimeName = "eager" if runtime == "auto" else runtime
-    wanted = precision
+    wanted: Precision = precision
     if known is not None:
         kind, wanted = cast("RuntimeName", known.runtime), cast("Precision", known.precision)
     elif precision == "auto":
@@ -87,6 +103,40 @@ def choose_runtime(
         return eager
     eager.free()
     return _Measured(made, round(found_db, 1))
+
+
+def _in_int8(
+    exported: Any,
+    affine: Affine | None,
+    device: str,
+    runtime: RuntimeName,
+    threads: int,
+    photos: Callable[[], Photos] | None,
+) -> ModelRuntime:
+    """OpenVINO in 8-bit integers. Raises ``ModelLoadError`` for a model that does not bear it."""
+    if runtime != "openvino" or device != "cpu":
+        raise ModelLoadError("int8 is for OpenVINO on the CPU: pass --runtime openvino")
+    if photos is None:
+        raise ModelLoadError("int8 is learned on photos, and there are none")
+    learned, held_out, classes = photos()
+    reference = TorchRuntime(exported, device, "fp32")
+    inputs = learned if affine is None else [normalized(rows, affine) for rows in learned]
+    made = OpenVinoRuntime(exported, "int8", threads, inputs)
+    found_db: list[float] = []
+    same = 0
+    for rows in held_out:
+        exact, given = reference.forward(rows, affine), made.forward(rows, affine)
+        found_db.append(min(sqnr_db(*pair) for pair in zip(exact, given, strict=True)))
+        same += not classes or int(np.argmax(exact[0])) == int(np.argmax(given[0]))
+    reference.free()
+    mean_db, agreement = float(np.mean(found_db)), same / len(held_out)
+    if mean_db < LEAST_INT8_SQNR_DB or agreement < LEAST_INT8_AGREEMENT:
+        raise ModelLoadError(
+            f"int8 is {mean_db:.1f} dB off fp32 and has the same best class for {agreement:.0%} of "
+            f"{len(held_out)} photos; it needs {LEAST_INT8_SQNR_DB:g} dB and "
+            f"{LEAST_INT8_AGREEMENT:.0%}: pass --precision bf16 or fp32"
+        )
+    return _Measured(made, round(mean_db, 1))
 
 
 class _Measured:

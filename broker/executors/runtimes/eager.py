@@ -64,7 +64,9 @@ class TorchRuntime:
             raise OutOfMemory from None
         except torch.AcceleratorError:
             raise  # the device context is broken: only a new process mends that
-        except (RuntimeError, AssertionError) as error:
+        except InferenceError:
+            raise
+        except Exception as error:  # a program's own code raises whatever it likes
             if isinstance(error, torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error):
                 raise OutOfMemory from None
             raise InferenceError(f"the model failed: {first_line(error)}") from None

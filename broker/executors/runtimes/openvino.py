@@ -3,27 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.executors.base import LoadedModel
-from broker.executors.runtimes.base import Affine, OutOfMemory, first_line
-from edge_runtime.contract.errors import BackendUnavailable, InferenceError
+from broker.executors.runtimes.base import Affine, OutOfMemory, first_line, normalized
+from broker.executors.runtimes.quantize import quantize
+from edge_runtime.contract.errors import BackendUnavailable, InferenceError, ModelLoadError
 
 __all__ = ["OpenVinoRuntime"]
 
-_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""For int8: of what is not quantized."""
 
 
 class OpenVinoRuntime:
-    """Raises ``BackendUnavailable`` without OpenVINO."""
+    """Raises ``BackendUnavailable`` without OpenVINO, and ``ModelLoadError``.
 
-    def __init__(self, exported: Any, precision: str, threads: int) -> None:
+    ``learned``: inputs of the model that int8 takes its ranges from.
+    """
+
+    def __init__(
+        self,
+        exported: Any,
+        precision: str,
+        threads: int,
+        learned: Sequence[NDArray[np.generic]] = (),
+    ) -> None:
         openvino = _import_openvino()
         self.info = LoadedModel("openvino", precision)
         model = openvino.convert_model(exported)
+        if precision == "int8" and not quantize(openvino, model, learned):
+            raise ModelLoadError("the model has no weights that 8-bit integers could hold")
         self._compiled = openvino.Core().compile_model(
             model,
             "CPU",
@@ -41,7 +55,7 @@ class OpenVinoRuntime:
     ) -> list[NDArray[np.generic]]:
         """See ``ModelRuntime.forward``."""
         if affine is not None:
-            rows = rows.astype(np.float32) * affine.scale + affine.shift
+            rows = normalized(rows, affine)
         try:
             given = self._request.infer([rows], share_inputs=True)
         except MemoryError:
