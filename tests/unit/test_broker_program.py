@@ -111,7 +111,7 @@ def test_an_unforeseen_failure_costs_one_image_and_names_nothing(
             raise ZeroDivisionError("/secret/path")
         return decode_scaled(data, *others)
 
-    monkeypatch.setattr("broker.executors.program.decode_scaled", failing)
+    monkeypatch.setattr("broker.executors.decoding.decode_scaled", failing)
     good, bad = program.run([BatchItem(images.png(0)), BatchItem(poison)])
     assert not isinstance(good, e.NearfarError)
     assert isinstance(bad, e.BrokerFault)
