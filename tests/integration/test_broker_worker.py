@@ -26,7 +26,8 @@ TINY = ModelKey("tiny", "1.0.0")
 
 
 def worker_for(folder: Path, events: Events, **options: object) -> WorkerExecutor:
-    values = {"device": "cpu", "threads": 1, "hang_timeout_s": 60.0} | options
+    values = {"device": "cpu", "precision": "fp32", "threads": 1, "hang_timeout_s": 60.0}
+    values |= options
     return WorkerExecutor([open_servable(folder)], ExecutorOptions(**values), events)
 
 

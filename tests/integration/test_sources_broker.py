@@ -23,7 +23,7 @@ from tests.support.servables import direct_scores, shared_servable, tiny_net
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = ExecutorOptions(device="cpu", threads=1)
+OPTIONS = ExecutorOptions(device="cpu", precision="fp32", threads=1)
 
 
 def hostile_servable(folder: Path, canary: Path) -> Path:

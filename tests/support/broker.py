@@ -21,6 +21,9 @@ import aiohttp
 from broker.server import RunningBroker, serving
 from broker.settings import build_settings
 
+_PRECISION = {"precision": "fp32"}
+"""Not what the processor is best at: tests hold scores against PyTorch's in fp32."""
+
 
 @dataclass
 class Events:
@@ -38,7 +41,8 @@ class Events:
 @contextlib.asynccontextmanager
 async def broker_here(models: Path, **settings: Any) -> AsyncIterator[RunningBroker]:
     """A broker in this event loop, models in a thread, on a free port."""
-    values = {"executor": "inline", "device": "cpu", "threads": 1, "port": 0} | settings
+    values = {"executor": "inline", "device": "cpu", "threads": 1, "port": 0, **_PRECISION}
+    values |= settings
     built = build_settings(models=(str(models),), **values)
     async with serving(built, Events()) as running:
         yield running
@@ -68,7 +72,8 @@ def broker_process(tmp_path: Path, *arguments: str) -> Iterator[BrokerProcess]:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "edge_runtime", "serve", "--port", "0", "--json-ready"),
-                *("--device", "cpu", "--threads", "1", *arguments),
+                *("--device", "cpu", "--threads", "1"),
+                *("--precision", _PRECISION["precision"], *arguments),
             ],
             stdout=subprocess.PIPE,
             stderr=log,

@@ -42,7 +42,8 @@ from tests.support.tasks import (
 
 
 def program(name: TaskName, **options: object) -> TorchProgram:
-    return TorchProgram.load(open_servable(task_servable(name, **options)), "cpu")  # type: ignore[arg-type]
+    servable = open_servable(task_servable(name, **options))  # type: ignore[arg-type]
+    return TorchProgram.load(servable, "cpu", precision="fp32")
 
 
 def decoded(name: TaskName, result: EncodedAnswer | e.NearfarError) -> Answer:
