@@ -48,7 +48,7 @@ from edge_runtime.contract.tasks import task_name
 HERE = Path(__file__).parent
 SHARED = HERE.parent.parent / "shared" / "data"
 NETS = HERE / "nets.py"
-EVALUATION_IMAGES = 12
+EVALUATION_IMAGES = 40
 CALIBRATION_IMAGES = 32
 UNTRAINED_IMAGES = 8
 """For calibration and for comparison: the quality of such nets is not judged."""
