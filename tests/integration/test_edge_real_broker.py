@@ -30,8 +30,8 @@ BUNDLE = Bundle.open(tiny_bundle())
 
 def serve(folder: Path) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "edge_runtime", "serve", "--precision", "fp32", "--models", str(folder), "--port", "0",
-         "--device", "cpu", "--threads", "1", "--json-ready"],
+        [sys.executable, "-m", "edge_runtime", "serve", "--models", str(folder), "--port", "0",
+         "--device", "cpu", "--threads", "1", "--precision", "fp32", "--json-ready"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
