@@ -30,6 +30,7 @@ from edge_runtime.offload.uplink import Uplink
 from edge_runtime.offload.way import Way
 from edge_runtime.policies.base import Policy, Prices
 from edge_runtime.policies.registry import find_policy
+from edge_runtime.punctuality import Punctuality
 from edge_runtime.state import FolderClaim
 from edge_runtime.variants import select_variant
 
@@ -59,6 +60,7 @@ class Engine(msgspec.Struct, frozen=True, kw_only=True):
     conditions: ConditionsSource
     prices: Prices
     history: History
+    punctuality: Punctuality
     recorder: Recorder | None = None
     """None: no decision log was asked for."""
 

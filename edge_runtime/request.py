@@ -53,7 +53,6 @@ class Request:
         asked: the image or seed.
         started_s: when the caller asked, on ``time.monotonic``.
         deadline_ms: from ``started_s`` on.
-        guard_ms: how long before the deadline a held answer leaves.
         top_k: at most so many predictions or boxes; None: all.
         private: nothing is uploaded.
     """
@@ -65,13 +64,13 @@ class Request:
         *,
         started_s: float,
         deadline_ms: float,
-        guard_ms: float,
         top_k: int | None,
         private: bool,
     ) -> None:
         self.done: Future[Result] = Future()
         self.done.set_running_or_notify_cancel()  # only this object ends it
         self._engine = engine = engine.for_request()
+        guard_ms = engine.punctuality.guard_ms(deadline_ms)
         self._asked = Asked(
             image=asked,
             started_s=started_s,
@@ -159,7 +158,9 @@ class Request:
     def on_alarm(self) -> None:
         """Do what is due: a late start, a review of the upload, or the held answer."""
         try:
-            now_s = time.monotonic()
+            now_s, due_s = time.monotonic(), self.next_alarm_s()
+            if due_s is not None and now_s >= due_s:
+                self._engine.punctuality.rang((now_s - due_s) * 1e3)
             with self._lock:
                 if _due(self._local_start_s, now_s):
                     self._local_start_s = None

@@ -44,6 +44,7 @@ from edge_runtime.observe import prometheus_text
 from edge_runtime.offload.transport import Transport
 from edge_runtime.photo import ImageInput, Photo
 from edge_runtime.policies.base import Budgets, InferenceMode, Policy, Prices
+from edge_runtime.punctuality import Punctuality
 from edge_runtime.request import Request
 from edge_runtime.results import Counts, InferenceSource, Result, Status
 from edge_runtime.seed import Seed
@@ -51,9 +52,6 @@ from edge_runtime.state import FolderClaim
 from edge_runtime.waiting import wait, wait_async
 
 __all__ = ["EdgeRuntime"]
-
-_MAX_GUARD_MS = 10.0
-_GUARD_SHARE = 0.05
 
 
 class EdgeRuntime(Later):
@@ -183,6 +181,7 @@ class EdgeRuntime(Later):
                 conditions=source,
                 prices=prices or Prices(),
                 history=History(budgets or Budgets()),
+                punctuality=Punctuality(),
                 recorder=None
                 if sink is None
                 else Recorder(
@@ -395,7 +394,6 @@ class EdgeRuntime(Later):
             asked,
             started_s=started_s,
             deadline_ms=deadline_ms,
-            guard_ms=min(_MAX_GUARD_MS, _GUARD_SHARE * deadline_ms),
             top_k=top_k,
             private=private,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,6 +22,8 @@ from edge_runtime import (
     Situation,
 )
 from edge_runtime.policies.base import Budgets
+from edge_runtime.punctuality import Punctuality
+from edge_runtime.request import Request
 from edge_runtime.testing import ScriptedTransport
 from tests.support.bundles import photo, tiny_bundle
 
@@ -270,3 +273,33 @@ def test_a_run_held_back_goes_before_one_that_would_lock_it_out(
     assert outlook is not None
     assert outlook.queue_wait_ms > 0.0  # the first one's run comes before
     assert local._queue._held == {}
+
+
+def test_a_held_answer_leaves_earlier_where_alarms_ring_late(edge: EdgeRuntime) -> None:
+    POLICY.say = by_turn(decision(Action.HEDGED))
+
+    def begun(deadline_ms: float) -> tuple[Request, float]:
+        started_s = time.monotonic()
+        request = edge._begin(photo(0), started_s, deadline_ms, None, private=False)
+        alarm_s = request.next_alarm_s()
+        assert alarm_s is not None
+        return request, (started_s + deadline_ms / 1e3 - alarm_s) * 1e3
+
+    punctual, usual_ms = begun(400)
+    assert 10.0 <= usual_ms < 80.0
+    time.sleep(0.6)  # the caller's thread gets no turn
+    punctual.on_alarm()
+    assert not punctual.done.result(5).deadline_met
+    late, guard_ms = begun(LONG_MS)
+    late.abandon()
+    assert guard_ms > 200.0
+
+
+def test_how_late_alarms_rang_fades_and_takes_a_fifth_of_the_deadline_at_most() -> None:
+    punctuality = Punctuality()
+    assert [punctuality.guard_ms(ms) for ms in (50, 400, 4000)] == [5.0, 10.0, 10.0]
+    punctuality.rang(30.0)
+    assert [punctuality.guard_ms(ms) for ms in (50, 400, 4000)] == [10.0, 40.0, 40.0]
+    for _ in range(64):
+        punctuality.rang(0.1)
+    assert punctuality.guard_ms(4000) == pytest.approx(10.0 + 15.0)
