@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
 import traceback
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TextIO
 
 import msgspec
 
@@ -19,21 +20,22 @@ EVENTS = logging.getLogger("nearfar.broker")
 """Where the broker's own events go."""
 
 _MAX_TEXT_CHARS = 4096
+_encoder = msgspec.json.Encoder(enc_hook=str)
 
 
 def log_event(name: str, fields: Mapping[str, object] | None = None) -> None:
     """Write one event with its fields. Values are escaped by JSON: one event, one line."""
     if not EVENTS.isEnabledFor(logging.INFO):
         return
-    # Not EVENTS.info, which would look through the stack for a line number that nobody reads.
-    record = logging.LogRecord(EVENTS.name, logging.INFO, "", 0, name, None, None)
-    record.__dict__["fields"] = dict(fields or {})
-    EVENTS.handle(record)
+    if EVENTS.handlers and isinstance(handler := EVENTS.handlers[0], _Lines):
+        handler.event(name, fields or {})  # each request is one: a LogRecord would cost more
+        return
+    EVENTS.info(name, extra={"fields": dict(fields or {})})
 
 
 def configure_logging() -> None:
     """Send every log record of this process to standard error as JSON lines."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr)
     handler.setFormatter(_JsonLines())
     # Lines show neither; each would ask the system for it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
@@ -41,30 +43,64 @@ def configure_logging() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     EVENTS.setLevel(logging.INFO)
+    EVENTS.handlers[:] = [handler]
+    EVENTS.propagate = False
     logging.getLogger("aiohttp.server").addFilter(_without_client_noise)
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Lines of one turn of the event loop leave together: answers come in batches."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._waiting: list[bytes] = []
+
+    def event(self, name: str, fields: Mapping[str, object]) -> None:
+        """One line, in its turn."""
+        self._waiting.append(_event_line(name, fields, time.time()))
+        if len(self._waiting) > 1:
+            return  # its turn's end is planned
+        try:
+            asyncio.get_running_loop().call_soon(self.flush)
+        except RuntimeError:  # no loop, or a thread beside it
+            self.flush()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A record of logging proper, after what came before it."""
+        self.flush()
+        super().emit(record)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        lines, self._waiting = self._waiting, []
+        with self.lock or contextlib.nullcontext():
+            if lines:
+                self.stream.write(b"\n".join([*lines, b""]).decode())
+            self.stream.flush()
+
+
+def _event_line(name: str, fields: Mapping[str, object], now_s: float) -> bytes:
+    """``{"time", "level", "event", ...}``, values escaped: no line break is in it."""
+    line: dict[str, object] = {"time": _utc(now_s), "level": "info", "event": name}
+    for key, value in fields.items():
+        line[key] = _plain(value) if isinstance(value, str) else value
+    return _encoder.encode(line)
+
+
 class _JsonLines(logging.Formatter):
-    """``{"time", "level", "event", ...}``; a traceback is one string in ``traceback``."""
+    """The same shape for records of logging; a traceback is one string in ``traceback``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        line = {
             "time": _utc(record.created),
             "level": record.levelname.lower(),
+            "event": "log",
+            "logger": record.name,
+            "message": _plain(record.getMessage()[:_MAX_TEXT_CHARS]),
         }
-        fields = getattr(record, "fields", None)
-        if fields is None:
-            line |= {"event": "log", "logger": record.name}
-            line["message"] = _plain(record.getMessage()[:_MAX_TEXT_CHARS])
-        else:
-            line["event"] = record.msg
-            line |= {
-                key: _plain(value) if isinstance(value, str) else value
-                for key, value in fields.items()
-            }
         if record.exc_info and record.exc_info[0] is not None:
             line["traceback"] = _plain("".join(traceback.format_exception(*record.exc_info)))
-        return msgspec.json.encode(line, enc_hook=str).decode()
+        return _encoder.encode(line).decode()
 
 
 def _plain(text: str) -> str:

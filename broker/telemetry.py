@@ -24,6 +24,7 @@ from broker.models.servable import ModelKey
 from broker.oip.statistics import Statistics, failure_reason
 from broker.scheduling.residency import Residency
 from broker.scheduling.scheduler import Scheduler
+from broker.tallies import TallyCounter, TallyHistogram
 
 __all__ = ["METRICS_CONTENT_TYPE", "Telemetry"]
 
@@ -63,34 +64,31 @@ class Telemetry:
         self.statistics = Statistics()
         self._models: tuple[ModelKey, ...] = ()
         self._pending: Callable[[ModelKey], int] = lambda _: 0
-        # By labels: looking them up takes longer than counting.
-        self._answered: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-        self._waited: dict[str, Histogram] = {}
-        self._requests = Counter(
+        self._requests = TallyCounter(
             "nearfar_requests",
             "Requests answered, by route and HTTP status.",
             ("route", "status"),
-            registry=self.registry,
+            self.registry,
         )
-        self._request_seconds = Histogram(
+        self._request_seconds = TallyHistogram(
             "nearfar_request_seconds",
             "From the end of the headers to the end of the answer.",
             ("route",),
-            buckets=_SECONDS,
-            registry=self.registry,
+            _SECONDS,
+            self.registry,
         )
         self._errors = Counter(
             "nearfar_errors", "Error answers, by code.", ("code",), registry=self.registry
         )
-        self._upload_bytes = Counter(
-            "nearfar_upload_bytes", "Bytes of image bodies read.", registry=self.registry
+        self._upload_bytes = TallyCounter(
+            "nearfar_upload_bytes", "Bytes of image bodies read.", (), self.registry
         )
-        self._queue_seconds = Histogram(
+        self._queue_seconds = TallyHistogram(
             "nearfar_queue_seconds",
             "Wait of an answered request for its batch.",
             ("model",),
-            buckets=_SECONDS,
-            registry=self.registry,
+            _SECONDS,
+            self.registry,
         )
         self._batch_seconds = Histogram(
             "nearfar_batch_seconds",
@@ -159,13 +157,12 @@ class Telemetry:
             ("model", "version", "result"),
             registry=self.registry,
         )
-        self._version_requests = Counter(
+        self._version_requests = TallyCounter(
             "nearfar_version_requests",
             "Requests to run a model, by version and HTTP status.",
             ("model", "version", "status"),
-            registry=self.registry,
+            self.registry,
         )
-        self._by_version: dict[tuple[ModelKey, int], Counter] = {}
         self._connections = Gauge(
             "nearfar_connections", "Open connections.", registry=self.registry
         )
@@ -211,14 +208,8 @@ class Telemetry:
 
     def request_answered(self, route: str, status: int, seconds: float) -> None:
         """One answer went out."""
-        answered = self._answered.get((route, status))
-        if answered is None:
-            answered = self._answered[route, status] = (
-                self._requests.labels(route, str(status)),
-                self._request_seconds.labels(route),
-            )
-        answered[0].inc()
-        answered[1].observe(seconds)
+        self._requests.add((route, str(status)))
+        self._request_seconds.add((route,), seconds)
 
     def inference_ended(
         self,
@@ -235,11 +226,7 @@ class Telemetry:
         ``code`` None beside an error: its client left. ``queue_ms`` and ``inference_ms``: in the
         queue and in its batch.
         """
-        counted = self._by_version.get((model, status))
-        if counted is None:
-            counted = self._version_requests.labels(model.name, model.version, str(status))
-            self._by_version[model, status] = counted
-        counted.inc()
+        self._version_requests.add((model.name, model.version, str(status)))
         if status < 400:
             self.statistics.answered(model, total_ms, queue_ms or 0.0, inference_ms or 0.0)
         else:
@@ -251,18 +238,15 @@ class Telemetry:
 
     def body_read(self, size_bytes: int) -> None:
         """One image arrived."""
-        self._upload_bytes.inc(size_bytes)
+        self._upload_bytes.add((), size_bytes)
 
     def image_answered(self, model: str, queue_ms: float) -> None:
         """One image was answered after waiting so long for its batch."""
-        waited = self._waited.get(model)
-        if waited is None:
-            waited = self._waited[model] = self._queue_seconds.labels(model)
-        waited.observe(queue_ms / 1e3)
+        self._queue_seconds.add((model,), queue_ms / 1e3)
 
     def session_ended(self, route: str, status: int) -> None:
         """The upgraded connection of a session is closed."""
-        self._requests.labels(route, str(status)).inc()
+        self._requests.add((route, str(status)))
 
     def sessions_changed(self, open_now: int) -> None:
         """A session came or went."""

@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 from typing import Final
 
-__all__ = ["CONFIGURATIONS", "PEERS", "QUICK", "environment_of", "installed_versions"]
+__all__ = ["CONFIGURATIONS", "FLOOR", "PEERS", "QUICK", "environment_of", "installed_versions"]
 
 _FOLDER: Final = Path(__file__).parents[2] / "build" / "peers"
 
@@ -42,6 +42,9 @@ CONFIGURATIONS: Final[dict[str, tuple[str, ...]]] = {
 QUICK: Final = ("fastapi", "litserve", "pytriton")
 """Those that start within seconds: all that a quick run has time for."""
 
+FLOOR: Final = "floor"
+"""The broker's own HTTP library with nothing behind it: no peer, but what no server undercuts."""
+
 _SHOWN: Final = {
     "bentoml": ("bentoml",),
     "mlserver": ("mlserver",),
@@ -54,6 +57,8 @@ _SHOWN: Final = {
 
 def environment_of(server: str) -> Path | None:
     """The Python of a peer's environment; None where it was not made."""
+    if server == FLOOR:
+        return Path(sys.executable)
     python = _FOLDER / server / "bin" / "python"
     return python if python.exists() else None
 

@@ -102,6 +102,10 @@ class RunBatch(msgspec.Struct, frozen=True, tag="run"):
 
     model: ModelKey
     items: tuple[BatchItem, ...]
+    slot: int | None = None
+    """Where their bodies are, empty here; None: here. See ``slots``."""
+    sizes: tuple[int, ...] = ()
+    """Of the bodies in the slot, one behind the other."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

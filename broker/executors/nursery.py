@@ -14,6 +14,7 @@ from collections.abc import Callable
 import msgspec
 
 from broker.executors import frames
+from broker.executors.slots import FrontSlots, make_memory
 from broker.executors.zygote import MAX_MESSAGE_BYTES, Exited, FromZygote, Started
 
 __all__ = ["Child", "Nursery", "exit_text"]
@@ -36,13 +37,15 @@ class Child:
         self.exit_status: int | None = None
         """Negative: the signal that ended it; None while it runs, and when nobody knows."""
         self._handle = handle
+        self._slots: FrontSlots | None = None
         self._ended = asyncio.Event()
         self._told = asyncio.Event()
         asyncio.get_running_loop().add_reader(handle, self._on_end)
 
-    async def attach(self, to_child: int, from_child: int) -> None:
+    async def attach(self, to_child: int, from_child: int, slots: FrontSlots | None) -> None:
         """Make streams of the pipes' ends."""
         loop = asyncio.get_running_loop()
+        self._slots = slots
         with contextlib.suppress(OSError):  # the user's share of pipe memory may be used up
             fcntl.fcntl(to_child, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         self.reader = asyncio.StreamReader()
@@ -60,6 +63,8 @@ class Child:
 
     def put(self, message: frames.ToWorker) -> None:
         """Send without waiting for the pipe to take it; see ``drain``."""
+        if self._slots is not None and isinstance(message, frames.RunBatch):
+            message = self._slots.place(message)
         self.writer.write(frames.encode_frame(message))
 
     async def drain(self) -> None:
@@ -69,7 +74,10 @@ class Child:
     async def receive(self) -> frames.FromWorker:
         """The next frame. Raises ``IncompleteReadError`` when it is gone, and ``WireError``."""
         size = frames.frame_length(await self.reader.readexactly(frames.HEADER_BYTES))
-        return frames.decode_from_worker(await self.reader.readexactly(size))
+        message = frames.decode_from_worker(await self.reader.readexactly(size))
+        if self._slots is not None and isinstance(message, frames.BatchDone):
+            self._slots.answered()
+        return message
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._handle)
@@ -105,6 +113,9 @@ class Child:
                 self.kill()
         status = await self.wait()
         os.close(self._handle)
+        if self._slots is not None:
+            self._slots.close()
+            self._slots = None
         self.reader.feed_eof()
         return status
 
@@ -162,17 +173,21 @@ class Nursery:
         await self.prepare()
         assert self._control is not None  # noqa: S101
         loop = asyncio.get_running_loop()
-        inward, outward, errors = os.pipe(), os.pipe(), os.pipe()
+        inward, outward, errors, memory = os.pipe(), os.pipe(), os.pipe(), make_memory()
         kept = [inward[1], outward[0], errors[0]]
+        given = [inward[0], outward[1], errors[1]] + ([] if memory is None else [memory])
         expected = self._expected = loop.create_future()
+        slots = None if memory is None else FrontSlots(memory)
         try:
             try:
-                socket.send_fds(self._control, [b"fork"], [inward[0], outward[1], errors[1]])
+                socket.send_fds(self._control, [b"fork"], given)
             finally:
-                for end in (inward[0], outward[1], errors[1]):
+                for end in given:
                     os.close(end)
             child = await expected
         except BaseException as error:
+            if slots is not None:
+                slots.close()
             for end in kept:
                 os.close(end)
             self._stop_zygote()  # a worker that it may still fork would be nobody's
@@ -181,7 +196,7 @@ class Nursery:
             raise
         finally:
             self._expected = None
-        await child.attach(kept[0], kept[1])
+        await child.attach(kept[0], kept[1], slots)
         stderr = asyncio.StreamReader()
         await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(stderr), os.fdopen(kept[2], "rb", buffering=0)

@@ -1,6 +1,7 @@
-"""The worker: forked by a zygote, or ``python -m broker.executors.worker_process``.
+"""The worker: forked by a zygote, or ``python -m broker.executors.worker_process [MEMORY]``.
 
-Speaks ``frames`` over its standard input and output. It ends when its input does, whatever
+Speaks ``frames`` over its standard input and output; bodies lie in ``slots``, in the memory of
+that descriptor. It ends when its input does, whatever
 it is doing then: no worker outlives the process that started it, however that one died.
 """
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from broker.executors import frames
 from broker.executors.base import LoadedModel, not_in_memory
+from broker.executors.slots import WorkerSlots
 from broker.models.servable import ModelKey, read_servable
 from edge_runtime.contract.errors import ManifestError, NearfarError, WireError
 
@@ -36,9 +38,10 @@ _PROGRESS_EVERY_S = 0.25
 class _Connection:
     """Frames from the front process, read on a thread of their own, and frames to it."""
 
-    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO, sink: BinaryIO, slots: WorkerSlots | None) -> None:
         self._source = source
         self._sink = sink
+        self._slots = slots
         self._inbox: queue.SimpleQueue[frames.ToWorker] = queue.SimpleQueue()
         self._next: frames.ToWorker | None = None
         """Taken out of the inbox, not yet received."""
@@ -52,7 +55,10 @@ class _Connection:
                 payload = self._source.read(size)
                 if len(payload) != size:
                     break
-                self._inbox.put(frames.decode_to_worker(payload))
+                message = frames.decode_to_worker(payload)
+                if self._slots is not None and isinstance(message, frames.RunBatch):
+                    message = self._slots.fetch(message)
+                self._inbox.put(message)
         except WireError:  # the end of the input, in practice
             pass
         finally:
@@ -191,15 +197,22 @@ def _serve(connection: _Connection) -> None:
             raise WireError("Load comes once")
 
 
-def main() -> NoReturn:
-    """Serve until the input ends. Exit 1 when loading failed, with the reason sent before."""
+def main(memory: int | None = None) -> NoReturn:
+    """Serve until the input ends; ``memory``: the descriptor of the slots' memory, if any.
+
+    Exit 1 when loading failed, with the reason sent before.
+    """
     # Whoever stops the broker may signal the whole group; the broker still drains then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     source, sink = _take_standard_streams()
     faulthandler.enable()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
-    connection = _Connection(source, sink)
+    slots = None
+    if memory is not None:
+        slots = WorkerSlots(memory)
+        os.close(memory)
+    connection = _Connection(source, sink, slots)
     try:
         _serve(connection)
     except NearfarError as error:
@@ -212,4 +225,4 @@ def main() -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -2,7 +2,7 @@
 
 ::
 
-    front process ── three pipes ──▶ zygote (libraries imported, one thread)
+    front process ── pipes, memory ─▶ zygote (libraries imported, one thread)
           ▲ pid, pidfd, exit status     └─ fork ─▶ worker: loads the models and serves
 
 Importing torch takes seconds, a fork milliseconds: a worker that died is replaced in the
@@ -35,6 +35,8 @@ __all__ = ["MAX_MESSAGE_BYTES", "Exited", "FromZygote", "Started", "main"]
 
 MAX_MESSAGE_BYTES: Final = 4096
 _PIPES: Final = 3
+_DESCRIPTORS: Final = _PIPES + 1
+"""Standard input, output and error of a worker, and the memory of its slots where there is any."""
 _PRELOADED: Final = (
     "torch",
     "torch.export.passes",
@@ -95,14 +97,14 @@ class _Nursery:
                 self._accept()
 
     def _accept(self) -> None:
-        message, pipes, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, _PIPES)
+        message, given, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, _DESCRIPTORS)
         if not message:
             os._exit(0)
-        if len(pipes) != _PIPES:
+        if len(given) < _PIPES:
             os._exit(1)
-        pid = _fork_worker(self._control, pipes) if _may_fork() else _start_worker(pipes)
-        for pipe in pipes:
-            os.close(pipe)
+        pid = _fork_worker(self._control, given) if _may_fork() else _start_worker(given)
+        for descriptor in given:
+            os.close(descriptor)
         self._running.add(pid)
         # Nobody but this process reaps it, so its number is still its own here.
         handle = os.pidfd_open(pid)
@@ -125,7 +127,7 @@ def _may_fork() -> bool:
     return sum(1 for _ in Path("/proc/self/task").iterdir()) == 1
 
 
-def _fork_worker(control: socket.socket, pipes: list[int]) -> int:
+def _fork_worker(control: socket.socket, given: list[int]) -> int:
     """Fork; the child never returns from here."""
     pid = os.fork()
     if pid:
@@ -135,24 +137,26 @@ def _fork_worker(control: socket.socket, pipes: list[int]) -> int:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         control.close()
         os.setsid()
-        for target, pipe in enumerate(pipes):
-            os.dup2(pipe, target)
-        os.closerange(_PIPES, max(*pipes, 64) + 1)
+        for target, descriptor in enumerate(given):  # in this order none is overwritten unread
+            os.dup2(descriptor, target)
+        os.closerange(len(given), max(*given, 64) + 1)
         from broker.executors import worker_process
 
-        worker_process.main()
+        worker_process.main(_PIPES if len(given) > _PIPES else None)
     finally:
         os._exit(1)
 
 
-def _start_worker(pipes: list[int]) -> int:
+def _start_worker(given: list[int]) -> int:
     """The same worker in a fresh interpreter."""
+    memory = given[_PIPES:]
     process = subprocess.Popen(
-        [sys.executable, "-m", "broker.executors.worker_process"],
-        stdin=pipes[0],
-        stdout=pipes[1],
-        stderr=pipes[2],
+        [sys.executable, "-m", "broker.executors.worker_process", *map(str, memory)],
+        stdin=given[0],
+        stdout=given[1],
+        stderr=given[2],
         start_new_session=True,
+        pass_fds=memory,
     )
     process.returncode = 0  # reaped by the nursery, not by its Popen
     return process.pid

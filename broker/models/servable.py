@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -33,7 +34,7 @@ class ModelKey(NamedTuple):
     version: str
 
 
-class OpenedServable(msgspec.Struct, frozen=True, kw_only=True):
+class OpenedServable(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """A servable whose files were found to be what its manifest says."""
 
     root: Path
@@ -43,7 +44,7 @@ class OpenedServable(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...]
     """Empty for a task without classes."""
 
-    @property
+    @cached_property
     def key(self) -> ModelKey:
         """Name and version."""
         return ModelKey(self.manifest.name, self.manifest.version)

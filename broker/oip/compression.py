@@ -36,9 +36,11 @@ def answer_coding(accept_encoding: str | None) -> Coding | None:
 
     Raises ``WireError`` on a quality that makes no sense (RFC 9110 section 12.5.3).
     """
+    if not accept_encoding:
+        return None
     best: Coding | None = None
     best_quality = 0.0
-    for part in (accept_encoding or "").split(","):
+    for part in accept_encoding.split(","):
         name, _, parameters = (piece.strip() for piece in part.partition(";"))
         quality = 1.0
         if parameters:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import logging
 
 import pytest
 
-from broker.log import _JsonLines
+from broker.log import _event_line, _JsonLines, _Lines
 
 NASTY = 'a\nb\r\x1b[31m"\\\u2028 \ud800 \x00'
 
 
 def line_of(**fields: object) -> str:
-    record = logging.LogRecord("nearfar.broker", logging.INFO, "f", 1, "request", None, None)
-    record.fields = fields
-    return _JsonLines().format(record)
+    return _event_line("request", fields, 1e9).decode()
 
 
 def test_a_value_cannot_start_a_line_or_color_a_terminal():
@@ -28,7 +28,7 @@ def test_a_value_cannot_start_a_line_or_color_a_terminal():
 
 def test_an_event_has_time_level_name_and_fields():
     event = json.loads(line_of(status=200, ms=1.5))
-    assert event.pop("time").endswith("Z")
+    assert event.pop("time") == "2001-09-09T01:46:40.000Z"
     assert event == {"level": "info", "event": "request", "status": 200, "ms": 1.5}
 
 
@@ -49,3 +49,34 @@ def test_a_traceback_is_one_string_of_one_line():
 @pytest.mark.parametrize("value", [{"a": [1]}, None, 3, object()])
 def test_any_value_can_be_logged(value: object):
     assert json.loads(line_of(value=value))["event"] == "request"
+
+
+def test_events_of_one_turn_of_the_loop_leave_together_and_in_order():
+    writes: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return len(text)
+
+    lines = _Lines(Stream())
+    lines.setFormatter(_JsonLines())
+
+    async def answer() -> None:
+        lines.event("first", {})
+        lines.event("second", {})
+        assert writes == []
+        await asyncio.sleep(0)
+        lines.event("third", {})
+        lines.emit(logging.LogRecord("x", logging.ERROR, "f", 1, "fourth", None, None))
+
+    asyncio.run(answer())
+    assert [json.loads(line)["event"] for line in writes[0].splitlines()] == ["first", "second"]
+    text = "".join(writes[1:]).splitlines()
+    assert [json.loads(line)["event"] for line in text] == ["third", "log"]
+
+
+def test_an_event_outside_of_a_loop_is_written_at_once():
+    stream = io.StringIO()
+    _Lines(stream).event("signal", {"name": "SIGTERM"})
+    assert json.loads(stream.getvalue())["name"] == "SIGTERM"

@@ -1,7 +1,8 @@
 """What a request costs: processor time of the whole process tree, and the front's memory.
 
 64 callers ask again as soon as they are answered; bodies are 30 kB and not decoded; the model is
-one small convolution. The front process holds no torch.
+one small convolution. The front process holds no torch. The floor is aiohttp alone, without a
+model: how many times its cost the broker takes says more than milliseconds of one machine.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from benchmarks.serving.figures.base import Bench, Finding, Row
 from benchmarks.serving.load import Plan
 from benchmarks.serving.measure import median, quantile, run_load
+from benchmarks.serving.peers import FLOOR
 from benchmarks.serving.processes import has_mapped, pss_bytes, tree
 from benchmarks.serving.targets import NEARFAR
 from benchmarks.serving.workload import Work
@@ -30,7 +32,7 @@ def measure(bench: Bench) -> Finding:
     seconds = 3.0 if bench.quick else 6.0
     rows: list[Row] = []
     for number in bench.turns():
-        for name in bench.servers(tuned=False):
+        for name in (FLOOR, *bench.servers(tuned=False)):
             with bench.server(name, work) as target:
                 kind = target.kind(bench.tensor)
                 run_load(target, _plan(target.port, kind, 2.0, number))  # caches, threads
@@ -52,6 +54,9 @@ def measure(bench: Bench) -> Finding:
                 rows.append(row)
     own = [row for row in rows if row["server"] == NEARFAR]
     cpu_ms = median([row["cpu_ms_per_request"] for row in own])
+    floor_ms = median([row["cpu_ms_per_request"] for row in rows if row["server"] == FLOOR])
+    for row in rows:
+        row["times_the_floor"] = round(row["cpu_ms_per_request"] / floor_ms, 2)
     passed = {
         "cpu_per_request_0.20_ms": cpu_ms <= CPU_MS and not any(row["failed"] for row in own),
         "front_process_120_mb": max(row["front_pss_mb"] for row in own) * 2**20 <= FRONT_BYTES,
