@@ -139,7 +139,8 @@ async def _residency(
 
 def build_application(services: Services) -> web.Application:
     """The aiohttp application over running services."""
-    app = web.Application(middlewares=[observe, cross_origin, answer_failures, authenticate])
+    cors = [cross_origin] if services.cors_origins else []
+    app = web.Application(middlewares=[observe, *cors, answer_failures, authenticate])
     app[SERVICES] = services
     add_routes(app.router)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -29,6 +29,9 @@ from edge_runtime.contract.wire import MAX_SEED, encode_seed
 
 __all__ = ["Asked", "read_infer"]
 
+_KEPT_JSON_BYTES: Final = 1024
+_KEPT_PLANS: Final = 64
+
 
 class Asked(msgspec.Struct, frozen=True):
     """A request, checked against the model it is for."""
@@ -52,9 +55,22 @@ def read_infer(interface: Interface, body: bytes, header_length: int | None) -> 
         slot, row = _raw_row(interface, body)
         reading = _raw_reading(interface)
         return Asked(None, (_item(row, slot, reading),), reading.wanted, None)
+    json = None
+    if header_length is not None and header_length <= _KEPT_JSON_BYTES:
+        json = body[:header_length]
+        plan = _plans(interface).get(json)
+        if plan is not None and len(body) == header_length + plan.row_bytes:
+            return plan.asked(body[header_length:])
     request = parse_infer(body, header_length)
     slot, bodies = _sent_rows(interface, request.inputs)
     reading = _reading(interface, request, len(bodies))
+    if json is not None and _is_plain(request, slot, bodies, body, len(json)):
+        plans = _plans(interface)
+        if len(plans) >= _KEPT_PLANS:
+            plans.clear()
+        plans[json] = _Plan(
+            slot, reading, len(bodies[0]), request.id, request.timeout_us, request.priority
+        )
     return Asked(
         id=request.id,
         items=tuple(_item(row, slot, reading) for row in bodies),
@@ -71,6 +87,43 @@ class _Reading(NamedTuple):
     places: tuple[int, ...] | None
     output_bytes: int
     answered: bool
+
+
+class _Plan(NamedTuple):
+    """What the JSON before one row of numbers says: clients say the same again and again."""
+
+    slot: InputSlot
+    reading: _Reading
+    row_bytes: int
+    id: str | None
+    timeout_us: int | None
+    priority: int | None
+
+    def asked(self, row: bytes) -> Asked:
+        """The request with these numbers. Raises ``TensorError``."""
+        _check_finite(self.slot, np.frombuffer(row, self.slot.stored))
+        item = _item(row, self.slot, self.reading)
+        return Asked(self.id, (item,), self.reading.wanted, self.timeout_us, self.priority)
+
+
+@lru_cache(maxsize=limits.MAX_MODELS)
+def _plans(interface: Interface) -> dict[bytes, _Plan]:  # noqa: ARG001  # the cache's key
+    """The latest ones of a model, by their JSON."""
+    return {}
+
+
+def _is_plain(
+    request: InferRequest, slot: InputSlot, bodies: list[bytes], body: bytes, json_bytes: int
+) -> bool:
+    """Whether what follows the JSON is the one row as it is: no other type, nothing to check."""
+    return (
+        slot.kind == "tensor"
+        and slot.stored.kind in "fiu"
+        and len(bodies) == len(request.inputs) == 1
+        and request.inputs[0].binary is not None
+        and request.inputs[0].datatype == slot.datatype
+        and len(bodies[0]) == len(body) - json_bytes
+    )
 
 
 def _reading(interface: Interface, request: InferRequest, rows: int) -> _Reading:
@@ -159,7 +212,8 @@ def _tensor_rows(slot: InputSlot, values: NDArray[np.generic], rows: int) -> lis
 
 
 def _check_finite(slot: InputSlot, values: NDArray[np.generic]) -> None:
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    # The ufunc's own reduction: ``all()`` of an array takes three times as long.
+    if values.dtype.kind == "f" and not np.logical_and.reduce(np.isfinite(values), axis=None):
         raise TensorError(f"input {slot.name!r} holds NaN or infinity: send finite numbers")
 
 
