@@ -81,10 +81,12 @@ class _Lines(logging.StreamHandler[TextIO]):
 
 def _event_line(name: str, fields: Mapping[str, object], now_s: float) -> bytes:
     """``{"time", "level", "event", ...}``, values escaped: no line break is in it."""
-    line: dict[str, object] = {"time": _utc(now_s), "level": "info", "event": name}
-    for key, value in fields.items():
-        line[key] = _plain(value) if isinstance(value, str) else value
-    return _encoder.encode(line)
+    line = {"time": _utc(now_s), "level": "info", "event": name, **fields}
+    try:
+        return _encoder.encode(line)
+    except UnicodeEncodeError:
+        plain = {key: _plain(one) if isinstance(one, str) else one for key, one in line.items()}
+        return _encoder.encode(plain)
 
 
 class _JsonLines(logging.Formatter):

@@ -7,8 +7,8 @@ Each row of a request becomes one ticket of the scheduler, the same that an imag
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -46,6 +46,26 @@ _SMALL_BYTES: Final = 64 * 1024
 _WORTH_PACKING_BYTES: Final = 1024
 
 
+class _Places:
+    """The tickets that one request holds; ``contextlib.ExitStack`` costs as much as admission."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self) -> None:
+        self._held: list[AbstractContextManager[Ticket]] = []
+
+    def take(self, held: AbstractContextManager[Ticket]) -> Ticket:
+        """One more."""
+        ticket = held.__enter__()
+        self._held.append(held)
+        return ticket
+
+    def free(self) -> None:
+        """Give back what is held, if anything is."""
+        while self._held:
+            self._held.pop().__exit__(None, None, None)
+
+
 async def infer(request: web.Request) -> web.Response:
     """Refuse on the headers, or read the body, queue its rows and answer by the deadline."""
     services, trace = request.app[SERVICES], request[TRACE]
@@ -70,8 +90,9 @@ async def infer(request: web.Request) -> web.Response:
     upload_ms = rate.expected_ms(request.content_length or 0, trace.arrived_s)
     caller = caller_of(trace.principal, parse_priority(request))
     spend(services, trace)
-    with contextlib.ExitStack() as places:
-        door = places.enter_context(
+    places = _Places()
+    try:
+        door = places.take(
             services.scheduler.admitted(servable.key, deadline_s, bound_bytes, upload_ms, caller)
         )
         await send_continue(request)
@@ -87,17 +108,20 @@ async def infer(request: web.Request) -> web.Response:
         if asked.timeout_us is not None:
             own_s = trace.arrived_s + min(asked.timeout_us / 1e6, limits.MAX_DEADLINE_MS / 1e3)
             if said is None or own_s < deadline_s:
-                places.close()  # its place is free again: the rows ask by their own deadline
+                places.free()  # the rows ask by their own deadline
                 deadline_s, tickets = own_s, []
         if asked.priority is not None:
             own = caller_of(trace.principal, min(asked.priority, LOWEST_PRIORITY))
             if own != caller:
-                places.close()
+                places.free()
                 caller, tickets = own, []
         answers = await _run(services, servable, asked, deadline_s, tickets, places, caller)
-    trace.queue_ms = max(answer.queue_ms for answer in answers)
-    trace.inference_ms = max(answer.inference_ms for answer in answers)
+    finally:
+        places.free()
+    trace.queue_ms = trace.inference_ms = 0.0
     for answer in answers:
+        trace.queue_ms = max(trace.queue_ms, answer.queue_ms)
+        trace.inference_ms = max(trace.inference_ms, answer.inference_ms)
         services.telemetry.image_answered(servable.key.name, answer.queue_ms)
     services.shadows.offer(servable, trace.request_id, asked.items[0], answers[0])
     return await _respond(servable, asked, answers, trace, answer_as)
@@ -156,7 +180,7 @@ async def _run(
     asked: Asked,
     deadline_s: float,
     tickets: list[Ticket],
-    places: contextlib.ExitStack,
+    places: _Places,
     caller: Caller,
 ) -> list[Answer]:
     """One answer a row, or the first error. ``tickets``: those that are admitted already."""
@@ -165,9 +189,7 @@ async def _run(
     for item in asked.items[len(tickets) :]:
         held_bytes = 0 if body_is_held else len(item.body)
         tickets.append(
-            places.enter_context(
-                scheduler.admitted(servable.key, deadline_s, held_bytes, caller=caller)
-            )
+            places.take(scheduler.admitted(servable.key, deadline_s, held_bytes, caller=caller))
         )
     if len(tickets) == 1:
         return [await scheduler.submit(tickets[0], asked.items[0])]

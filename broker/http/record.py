@@ -38,29 +38,29 @@ def record_request(
         )
         if not trace.joined:
             services.rollouts.ended(trace.model, split=trace.split, status=status, code=trace.code)
+    model, principal = trace.model, trace.principal
     fields: dict[str, object] = {
         "request_id": trace.request_id,
         "method": method,
         "path": path[:_MAX_LOGGED_PATH_CHARS],
         "route": trace.route,
         "status": status,
-        "ms": _rounded(seconds * 1e3),
+        "ms": round(seconds * 1e3, 3),
     }
     if trace.code is not None:
         fields["code"] = trace.code
-    if trace.model is not None:
-        fields |= {
-            "model": trace.model.name,
-            "version": trace.model.version,
-            "upload_bytes": trace.upload_bytes,
-            "recv_ms": _rounded(trace.recv_ms),
-            "queue_ms": _rounded(trace.queue_ms),
-            "inference_ms": _rounded(trace.inference_ms),
-        }
+    if model is not None:
+        fields["model"] = model.name
+        fields["version"] = model.version
+        fields["upload_bytes"] = trace.upload_bytes
+        fields["recv_ms"] = _rounded(trace.recv_ms)
+        fields["queue_ms"] = _rounded(trace.queue_ms)
+        fields["inference_ms"] = _rounded(trace.inference_ms)
     if trace.joined:
         fields["joined"] = True
-    if trace.principal is not None:
-        fields |= {"tenant": trace.principal.tenant, "key": trace.principal.key_id}
+    if principal is not None:
+        fields["tenant"] = principal.tenant
+        fields["key"] = principal.key_id
     log_event("request", fields)
 
 

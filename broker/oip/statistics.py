@@ -44,11 +44,15 @@ def failure_reason(code: str | None) -> FailureReason:
 @dataclass(slots=True)
 class _Duration:
     count: int = 0
-    ns: int = 0
+    ms: float = 0.0
 
     def add(self, duration_ms: float) -> None:
         self.count += 1
-        self.ns += round(duration_ms * 1e6)
+        self.ms += duration_ms
+
+    @property
+    def ns(self) -> int:
+        return round(self.ms * 1e6)
 
     @property
     def document(self) -> dict[str, int]:

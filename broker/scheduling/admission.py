@@ -149,10 +149,11 @@ class Margin:
         A quarter it may always be.
         """
         errors = self._by_octave.get(_octave(left_ms))
-        if errors is None or errors.value is None:
+        error_ms = None if errors is None else errors.value
+        if error_ms is None:
             return 0.0
         most_ms = min(left_ms / 2, max(left_ms - 2 * full_ms, left_ms / 4))
-        return min(max(errors.value, 0.0), most_ms)
+        return min(max(error_ms, 0.0), most_ms)
 
     def observe(self, left_ms: float, error_ms: float) -> None:
         """A request that had ``left_ms`` was answered this much later than predicted.
@@ -160,9 +161,10 @@ class Margin:
         Infinity: not at all. Negative: earlier.
         """
         octave = _octave(left_ms)
-        if octave not in self._by_octave:
-            self._by_octave[octave] = RecentQuantile(1.0 - _LATE_SHARE, _ERRORS)
-        self._by_octave[octave].observe(min(error_ms, left_ms))
+        errors = self._by_octave.get(octave)
+        if errors is None:
+            errors = self._by_octave[octave] = RecentQuantile(1.0 - _LATE_SHARE, _ERRORS)
+        errors.observe(min(error_ms, left_ms))
 
 
 def _octave(left_ms: float) -> int:

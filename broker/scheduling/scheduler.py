@@ -231,8 +231,8 @@ class Scheduler:
             if not ticket.probe:
                 raise error
         ticket.left_at_admission_ms = left_ms
-        ticket.predicted_start_s = now_s + predicted.start_ms / 1e3
-        ticket.predicted_finish_s = now_s + predicted.finish_ms / 1e3
+        ticket.predicted_start_s = start_s = now_s + predicted.start_ms / 1e3
+        ticket.predicted_finish_s = start_s + predicted.batch_ms / 1e3
         ticket.place = lane.uploading.push(deadline_s, ticket, caller.priority)
         ticket.flow = flow
         self._shares.admit(flow, ticket.work_ms)

@@ -81,7 +81,9 @@ class Shares:
 
     def flow(self, priority: int, tenant: str, weight: float, left_ms: float, now_s: float) -> Flow:
         """The flow of a request with so much time left."""
-        group = self._classes.setdefault(priority, _Class())
+        group = self._classes.get(priority)
+        if group is None:
+            group = self._classes[priority] = _Class()
         key = (tenant, math.frexp(max(left_ms, 1.0))[1])
         found = group.flows.get(key)
         if found is None:

@@ -275,12 +275,14 @@ def parse_queue_delay_ms(value: str | None) -> int | None:
 
 def format_server_timing(timing: ServerTiming) -> str:
     """``recv;dur=1.2, q;dur=0.3, inf;dur=9.8``; what is None is left out."""
-    pairs = (
-        ("recv", timing.recv_ms),
-        ("q", timing.queue_ms),
-        ("inf", timing.inference_ms),
-    )
-    return ", ".join(f"{name};dur={value:.3f}" for name, value in pairs if value is not None)
+    parts = []
+    if timing.recv_ms is not None:
+        parts.append(f"recv;dur={timing.recv_ms:.3f}")
+    if timing.queue_ms is not None:
+        parts.append(f"q;dur={timing.queue_ms:.3f}")
+    if timing.inference_ms is not None:
+        parts.append(f"inf;dur={timing.inference_ms:.3f}")
+    return ", ".join(parts)
 
 
 def parse_server_timing(value: str | None) -> ServerTiming:
