@@ -28,15 +28,27 @@ def round_weights(model: nn.Module, samples: torch.Tensor, progress: Progress | 
 
     ``model``: in eval mode, batch norms folded. ``samples``: float32 ``[N, C, H, W]``,
     pre-processed calibration images. ``progress``: called with (layers done, of). Returns
-    the number of layers rounded; very wide ones are left to the exporters. Raises
-    ``ValueError`` for a model that mixes the inputs of a batch, and what the model raises
-    for a batch of 2 N, its weights as before.
+    the number of layers rounded. The very wide among them are rounded weight by weight, so
+    that all exporters find the same integers there too. Raises ``ValueError`` for a model that
+    mixes the inputs of a batch, and what the model raises for a batch of 2 N, its weights as
+    before.
     """
 
     def fit(_layer: Layer, weight: torch.Tensor, _importance: torch.Tensor) -> SharedGrid:
         return SharedGrid(weight, LEVELS)
 
-    return len(compensate(model, compressible(model), samples, fit, progress))
+    apart = compressible(model)
+    rounded = len(compensate(model, apart, samples, fit, progress))
+    wide = [
+        layer
+        for name, layer in model.named_modules()
+        if type(layer) in (nn.Conv2d, nn.Linear) and name not in apart
+    ]
+    for layer in wide:
+        for row in layer.weight.data:  # one at a time: all of VGG's in doubles take a gigabyte
+            scale = (row.double().abs().amax() / LEVELS).clamp(min=_SMALLEST)
+            row.copy_(torch.clamp(torch.round(row.double() / scale), -LEVELS, LEVELS) * scale)
+    return rounded + len(wide)
 
 
 class SharedGrid:

@@ -19,6 +19,7 @@ from converters.restore.simulate import (
 )
 from converters.restore.tape import record
 from converters.rewrites.fold import fold_batch_norm
+from converters.rewrites.compensate import compressible
 from converters.rewrites.rounding import round_weights, sample_count
 from edge_runtime.contract.errors import SourceError
 
@@ -263,3 +264,21 @@ def test_latents_without_positions_are_counted_like_images() -> None:
     assert sample_count((64, 32)) == 64
     assert sample_count((500, 100, 1, 1)) == 128
     assert sample_count((96, 3, 224, 224)) == 32
+
+
+def test_a_very_wide_layer_lies_on_the_grid_too() -> None:
+    images = torch.rand(4, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    pixels = images[0].numel()
+    net = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(pixels, 5), nn.ReLU(), nn.Linear(5, 2)
+    ).eval()
+    wide = net[2]
+    assert isinstance(wide, nn.Linear)
+    assert "2" not in compressible(net)
+    before = wide.weight.detach().clone()
+    assert round_weights(net, images) == 3
+    scale = wide.weight.abs().amax(1, keepdim=True) / 127
+    steps = wide.weight / scale
+    assert torch.allclose(steps, steps.round(), atol=1e-3)
+    assert (wide.weight - before).abs().max() <= 0.501 * scale.max()
+    assert not torch.equal(wide.weight, before)
