@@ -18,8 +18,8 @@ from converters.restore.simulate import (
     snap_weights,
 )
 from converters.restore.tape import record
-from converters.rewrites.fold import fold_batch_norm
 from converters.rewrites.compensate import compressible
+from converters.rewrites.fold import fold_batch_norm
 from converters.rewrites.rounding import round_weights, sample_count
 from edge_runtime.contract.errors import SourceError
 
