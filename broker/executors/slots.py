@@ -34,8 +34,12 @@ def make_memory() -> int | None:
     """A descriptor of the memory; None where the system has none to give: frames carry all."""
     try:
         made = os.memfd_create("nearfar-slots", os.MFD_CLOEXEC)
-        os.ftruncate(made, _BYTES)
     except (AttributeError, OSError):
+        return None
+    try:
+        os.ftruncate(made, _BYTES)
+    except OSError:
+        os.close(made)
         return None
     return made
 
