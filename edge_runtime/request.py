@@ -29,6 +29,7 @@ from edge_runtime.contract.errors import (
 from edge_runtime.contract.tasks.answer import Answer
 from edge_runtime.contract.wire import ModelRef
 from edge_runtime.engine import Engine
+from edge_runtime.feasible import feasible
 from edge_runtime.local import LocalAnswer
 from edge_runtime.local_queue import Ticket
 from edge_runtime.observation import Asked, OwnUpload, observe
@@ -224,7 +225,7 @@ class Request:
             gain_reason=self._gain_reason,
         )
         chosen = self._policy.decide(situation)
-        decision = self._feasible(chosen, situation)
+        decision = feasible(chosen, situation, engine)
         with self._lock:
             if self._trace is not None:
                 self._trace.decided(situation, chosen, decision)
@@ -241,29 +242,6 @@ class Request:
     def _cloud_over(self) -> bool:
         """Nothing more will come of the upload."""
         return self._withdrawn or self._cloud_error is not None
-
-    def _feasible(self, decision: Decision, situation: Situation) -> Decision:
-        """The decision itself, or the nearest one that this request allows."""
-        if not isinstance(decision, Decision):
-            raise ConfigError(f"the policy {self._engine.policy.name} gave no Decision")
-        needs_cloud = decision.action is not Action.LOCAL
-        if needs_cloud and (situation.cloud is None or situation.private):
-            if situation.local is None:
-                raise self._engine.local_error or ConfigError(
-                    "there is neither a local model nor a broker: pass broker=, or use a "
-                    "policy that runs on the device"
-                )
-            reason = "private" if situation.private else "no_broker"
-            return Decision(
-                action=Action.LOCAL, reason=reason, predicted_local_ms=decision.predicted_local_ms
-            )
-        if decision.action is not Action.CLOUD_ONLY and situation.local is None:
-            if situation.cloud is None or situation.private:
-                raise self._engine.local_error or ConfigError("there is no local model")
-            return msgspec.structs.replace(
-                decision, action=Action.CLOUD_ONLY, reason="no_local_model"
-            )
-        return decision
 
     def _review(self) -> None:
         """An upload is under way: is it still worth it?"""
@@ -307,7 +285,7 @@ class Request:
         """The local run starts then, or when another would lock it out; None: not needed."""
         self._local_start_s = start_s
         local = self._engine.local
-        assert local is not None  # noqa: S101  # _feasible made sure
+        assert local is not None  # noqa: S101  # feasible() made sure
         if start_s is None:
             local.release(id(self._asked))
         elif not self.done.done():
@@ -325,7 +303,7 @@ class Request:
 
     def _start_local(self) -> None:
         local = self._engine.local
-        assert local is not None  # noqa: S101  # _feasible made sure
+        assert local is not None  # noqa: S101  # feasible() made sure
         local.release(id(self._asked))
         ticket = local.submit(
             self._asked.image,
@@ -415,7 +393,7 @@ class Request:
     def _start_cloud(self) -> None:
         """Make the body (outside the lock: an array is encoded here) and hand it over."""
         uplink = self._engine.uplink
-        assert uplink is not None  # noqa: S101  # _feasible made sure
+        assert uplink is not None  # noqa: S101  # feasible() made sure
         try:
             body, media_type = self._asked.image.upload()
         except ImageError as error:
@@ -534,7 +512,6 @@ class Request:
         with self._lock:
             if self.done.done():
                 return
-            local = self._local
             result = make_result(
                 self._engine.task,
                 answer,
@@ -542,15 +519,7 @@ class Request:
                 model,
                 top_k=self._top_k,
                 deadline_ms=self._asked.deadline_ms,
-                timings=Timings(
-                    total_ms=(time.monotonic() - self._asked.started_s) * 1e3,
-                    local_wait_ms=None if local is None else local.wait_ms,
-                    local_ms=None if local is None else local.run_ms,
-                    cloud_ms=None if cloud is None else cloud.total_ms,
-                    upload_ms=None if cloud is None else cloud.timing.recv_ms,
-                    server_queue_ms=None if cloud is None else cloud.timing.queue_ms,
-                    server_inference_ms=None if cloud is None else cloud.timing.inference_ms,
-                ),
+                timings=_timings(time.monotonic() - self._asked.started_s, self._local, cloud),
                 decision=self._decision,
                 situation=self._situation,
                 error=error,
@@ -579,6 +548,18 @@ class Request:
             self._ticket.future.cancel()
         if self._cloud_future is not None:
             self._cloud_future.cancel()
+
+
+def _timings(total_s: float, local: LocalAnswer | None, cloud: CloudAnswer | None) -> Timings:
+    return Timings(
+        total_ms=total_s * 1e3,
+        local_wait_ms=None if local is None else local.wait_ms,
+        local_ms=None if local is None else local.run_ms,
+        cloud_ms=None if cloud is None else cloud.total_ms,
+        upload_ms=None if cloud is None else cloud.timing.recv_ms,
+        server_queue_ms=None if cloud is None else cloud.timing.queue_ms,
+        server_inference_ms=None if cloud is None else cloud.timing.inference_ms,
+    )
 
 
 def _nobody_waits() -> None:
