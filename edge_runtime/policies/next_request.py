@@ -13,10 +13,16 @@ from edge_runtime.policies.pricing import UNKNOWN_RADIO_JOULES, Pricing
 __all__ = ["NextRequest", "above"]
 
 _WINDOW_KEPT_S: Final = 1.0
+"""A sender that was idle for longer than a retransmission timeout starts slowly again (RFC 5681,
+section 4.1)."""
 _MIN_SOON: Final = 0.1
+"""Requests to expect in that time; with fewer the window is worth next to nothing."""
 _PING_BYTES: Final = 700.0
+"""The small request and its answer."""
 _HANDSHAKE_BYTES: Final = 3800.0
+"""Of TCP and TLS, certificates included."""
 _HANDSHAKE_ROUND_TRIPS: Final = 2
+"""One for TCP, one for TLS 1.3 (RFC 8446)."""
 
 
 class NextRequest:

@@ -31,12 +31,17 @@ from edge_runtime.policies.pricing import Cost, Pricing
 __all__ = ["Turn"]
 
 _REVIEW_SHARE: Final = 0.8
+"""Of the time that is left: an upload is looked at again after it."""
 _NO_CHANCE: Final = 1e-3
 """Of an answer in time: what else an upload may be good for is not worth working out."""
 _WASTE: Final = 5.0
+"""Prices of a byte that is sent in vain: the user paid it for nothing."""
 _LONG_RUN: Final = 0.35
+"""Of the deadline: a local run that takes less is not held back for the cloud's answer."""
 _SURE: Final = 0.995
+"""Chance of the cloud's answer in time from which none of the device is needed."""
 _START_MARGIN_MS: Final = 10.0
+"""For waking up, and for handing the answer over."""
 _MIN_REVIEW_MS: Final = 15.0
 _SQRT_2: Final = math.sqrt(2.0)
 
@@ -282,7 +287,7 @@ class Turn:
         rtt_ms = max(link.rtt_ms, 1.0)
         rounds = int(sending_ms / rtt_ms) + 1
         by_window = link.window_bytes * (2.0 ** min(rounds, 20) - 1.0)
-        by_rate = 2.718281828 ** min(link.log_rate_mean, 25.0) * sending_ms / 1e3
+        by_rate = math.exp(min(link.log_rate_mean, 25.0)) * sending_ms / 1e3
         share = min(1.0, min(by_window, by_rate) / wire_bytes(self.situation.upload_bytes))
         return price.energy + _WASTE * price.bytes_ * share, price.energy + price.bytes_ * share
 
