@@ -73,7 +73,9 @@ class _Lines(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write what waits."""
         lines, self._waiting = self._waiting, []
-        with self.lock or contextlib.nullcontext():
+        # Nobody may read the log any more (OSError), or it is closed at the end (ValueError): a
+        # request is answered all the same.
+        with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
             if lines:
                 self.stream.write(b"\n".join([*lines, b""]).decode())
             self.stream.flush()

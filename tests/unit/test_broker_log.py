@@ -80,3 +80,14 @@ def test_an_event_outside_of_a_loop_is_written_at_once():
     stream = io.StringIO()
     _Lines(stream).event("signal", {"name": "SIGTERM"})
     assert json.loads(stream.getvalue())["name"] == "SIGTERM"
+
+
+class Broken(io.StringIO):
+    """Standard error whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(text)
+
+
+def test_a_log_that_nobody_reads_stops_no_request():
+    _Lines(Broken()).event("request", {})
