@@ -159,6 +159,7 @@ class _Run:
                     source=request.source,
                     calibration=str(self.root / "reference" / "calibration.npy"),
                     out_file=str(self.rounded),
+                    fingerprint=prepared.fingerprint,
                 ),
             )
         artifacts = self._convert_all(prepared)
@@ -322,6 +323,7 @@ class _Run:
             ranges=self.request.ranges,
             rounded=str(self.rounded) if rounded else None,
             base=str(base) if base and not rounded else None,
+            fingerprint=prepared.fingerprint,
         )
 
     def _calibration_file(self) -> Path:

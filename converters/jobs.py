@@ -120,6 +120,8 @@ class Prepared(_Message, tag="prepared", kw_only=True):
     weights_sha256: str | None
     tools: dict[str, str]
     calibration_accuracy: float | None = None
+    fingerprint: tuple[float, ...] = ()
+    """Of the net that was built: see ``sources/fingerprint.py``."""
 
 
 class RoundJob(_Message, tag="round", kw_only=True):
@@ -128,6 +130,8 @@ class RoundJob(_Message, tag="round", kw_only=True):
     source: SourceRequest
     calibration: str
     out_file: str
+    fingerprint: tuple[float, ...] = ()
+    """Of the reference's net, which must come out here too; empty: nobody knows."""
 
 
 class Rounded(_Message, tag="rounded", kw_only=True):
@@ -184,6 +188,8 @@ class ConvertJob(_Message, tag="convert", kw_only=True):
     """JSON to store inside the file: see ``docs/conversion.md``."""
     keep: tuple[str, ...] = ()
     """Module names (of the source) to leave in floating point."""
+    fingerprint: tuple[float, ...] = ()
+    """See ``RoundJob``."""
 
 
 class Artifact(_Message, tag="artifact", kw_only=True):

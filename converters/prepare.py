@@ -18,6 +18,7 @@ from converters.jobs import (
 )
 from converters.ready import EQUALIZED
 from converters.sources import Source, load_source
+from converters.sources.fingerprint import fingerprint, require_same
 from converters.tasks import ANCHORS_FILE, class_count, describe_model
 from converters.verify.metrics import chance_probability
 from converters.worker import report_progress
@@ -99,6 +100,7 @@ def prepare(job: PrepareJob) -> Prepared:
     """
     report_progress("building the model")
     source = load_source(job.source)
+    found = fingerprint(source.module)
     model = describe_model(source, job.source)
     labels = _labels(source, model.task)
     out_dir = Path(job.out_dir)
@@ -130,6 +132,7 @@ def prepare(job: PrepareJob) -> Prepared:
         weights_sha256=source.weights_sha256,
         tools={name: installed_version(name) for name in ("torch", "torchvision")},
         calibration_accuracy=accuracy,
+        fingerprint=found,
     )
 
 
@@ -282,6 +285,7 @@ def round_for_int8(job: RoundJob) -> Rounded:
 
     report_progress("building the model")
     source = load_source(job.source)
+    require_same(source.module, job.fingerprint)
     pixels = np.load(job.calibration, mmap_mode="r")
     module = source.module
     folded = fold_batch_norm(module, torch.from_numpy(np.array(pixels[:2])))

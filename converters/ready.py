@@ -15,6 +15,7 @@ from converters.baked import baked_record, to_pixel_values
 from converters.jobs import ConvertJob
 from converters.ranges import MINMAX, RangeMethod
 from converters.sources import Source, load_source
+from converters.sources.fingerprint import require_same
 from edge_runtime.contract.errors import PrecisionRefused
 from edge_runtime.contract.preprocess import Preprocess
 from edge_runtime.contract.tensors import TensorSpec
@@ -76,6 +77,7 @@ def ready_module(job: ConvertJob) -> ReadyModule:
     (``job.input_mode``). Raises the errors of ``load_source``, and ``PrecisionRefused``.
     """
     source = load_source(job.source)
+    require_same(source.module, job.fingerprint)
     module = source.module
     rewrites: list[str] = []
     if job.rounded is not None:

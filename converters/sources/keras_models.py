@@ -13,7 +13,7 @@ from typing import Any
 from converters.jobs import SourceRequest
 from converters.preprocessing import keras_mode
 from converters.sources.keras_files import check_hdf5, check_keras_file
-from converters.sources.random_weights import random_seed
+from converters.sources.random_weights import random_seed, set_seed
 from converters.sources.torchvision_models import offline
 from converters.sources.types import Built, Finished
 from converters.weights import check_weights_file, file_digest
@@ -46,6 +46,7 @@ def build_application(name: str, request: SourceRequest, labels: tuple[str, ...]
     options: dict[str, Any] = {"classifier_activation": None, "input_shape": size}
     if labels is not None and choice != "DEFAULT":
         options["classes"] = len(labels)
+    set_seed(request.weights)  # Keras and what it imports drew random numbers
     try:
         model = application(weights="imagenet" if choice == "DEFAULT" else None, **options)
     except OSError as error:

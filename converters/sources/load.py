@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from converters.sources.random_weights import (
     draw_blank_layers,
     example_input,
     random_seed,
+    set_seed,
     settle_batch_norms,
 )
 from converters.sources.types import Built, Finished, Source
@@ -37,16 +37,13 @@ def load_source(request: SourceRequest) -> Source:
         SourceError: the model cannot be built, or answers differently each time.
         WeightsMismatch, WeightsUnavailable: see ``contract/errors.py``.
     """
-    import torch
-
     labels = None
     if request.labels:
         minimum = 1 if request.task == "detection" else 2
         labels = read_labels_file(Path(request.labels), minimum=minimum)
     seed = random_seed(request.weights)
     # Every child process builds the model anew and must get the same one.
-    torch.manual_seed(seed or 0)
-    random.seed(seed or 0)
+    set_seed(request.weights)
     built = _build(request, labels)
     _freeze(built.module)
     if seed is not None:

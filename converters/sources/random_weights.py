@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.preprocess import Preprocess
 
-__all__ = ["draw_blank_layers", "example_input", "random_seed", "settle_batch_norms"]
+__all__ = [
+    "draw_blank_layers",
+    "example_input",
+    "random_seed",
+    "set_seed",
+    "settle_batch_norms",
+]
 
 _BATCH = 8
 _PIXELS = 16 * 224 * 224
@@ -29,6 +37,22 @@ def random_seed(weights: str | None) -> int | None:
     if not (number.isascii() and number.isdigit() and len(number) <= 18):
         raise ConfigError(f"--weights {weights}: write random:SEED with a whole number")
     return int(number)
+
+
+def set_seed(weights: str | None) -> None:
+    """Seed every generator that a net may be drawn from: by ``random:SEED``, else by 0.
+
+    Imports draw random numbers too, and which of them are still to come differs between child
+    processes: seed behind them, right before the net is built.
+    """
+    import random
+
+    import torch
+
+    seed = random_seed(weights) or 0
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # the one that libraries draw from
 
 
 def example_input(

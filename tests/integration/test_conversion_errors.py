@@ -14,6 +14,8 @@ from tests.support.digits import nearfar
 pytestmark = pytest.mark.slow
 
 NETS = """
+import time
+
 import torch
 from torch import nn
 
@@ -43,6 +45,11 @@ class Branching(Net):
 class Tuple(Net):
     def forward(self, x):
         return super().forward(x), x
+
+
+def unseeded():
+    torch.manual_seed(time.time_ns())
+    return Net()
 
 
 def broken():
@@ -150,6 +157,18 @@ def test_user_sees_one_sentence_and_no_half_written_bundle(folder: Path, tmp_pat
     assert done.stderr.startswith("error [weights_mismatch]: wide.safetensors does not fit")
     assert done.stderr.count("\n") == 1
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_net_that_comes_out_otherwise_in_each_process_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    done = nearfar(
+        "convert", folder / "nets.py:unseeded", "--weights", "random:0", *COMMON,
+        "--to", "torchscript", "-o", tmp_path / "b",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "error [source]: torchscript-fp32: the source builds other weights" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_operator_that_a_format_lacks_is_named(folder: Path, tmp_path: Path) -> None:
