@@ -177,9 +177,11 @@ class Nursery:
         kept = [inward[1], outward[0], errors[0]]
         given = [inward[0], outward[1], errors[1]] + ([] if memory is None else [memory])
         expected = self._expected = loop.create_future()
-        slots = None if memory is None else FrontSlots(memory)
+        slots: FrontSlots | None = None
         try:
             try:
+                if memory is not None:
+                    slots = FrontSlots(memory)
                 socket.send_fds(self._control, [b"fork"], given)
             finally:
                 for end in given:
