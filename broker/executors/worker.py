@@ -53,7 +53,7 @@ class WorkerExecutor:
     """Runs batches in one supervised child process."""
 
     depth = 2
-    """A second batch lies in the child's pipe while the first one runs."""
+    """A second batch waits with the child while the first one runs."""
 
     def __init__(
         self, servables: Sequence[OpenedServable], options: ExecutorOptions, events: EventSink

@@ -26,6 +26,7 @@ from edge_runtime.contract.errors import (
     LimitExceeded,
     MediaTypeUnsupported,
     Overloaded,
+    TensorError,
     WireError,
 )
 from edge_runtime.contract.tasks import Box
@@ -174,6 +175,28 @@ def test_only_what_is_asked_for_leaves_the_worker():
     assert (both.outputs, both.answered) == ((1, 0), True)
     task = item("answer_image")
     assert (task.outputs, task.output_bytes, task.answered) == (None, 0, True)
+
+
+def test_json_said_before_hides_neither_other_numbers_nor_a_wrong_length():
+    interface = Interface(opened("reconstruction"))
+    spec = interface.servable.manifest.model.inputs[0]
+    one = input_of("image", "FP32", list(spec.shape), size=spec.size_bytes)
+    listed = [{"name": "latent", "parameters": {"binary_data": True}}]
+
+    def ask(row: bytes):
+        body, headers = body_of([one], [row], outputs=listed, id="7")
+        return read_infer(interface, body, int(headers["Inference-Header-Content-Length"]))
+
+    first, second = bytes(spec.size_bytes), np.float32(1.5).tobytes() * (spec.size_bytes // 4)
+    asked = ask(first)
+    again = ask(second)  # its JSON is known by now
+    assert (asked.items[0].body, again.items[0].body) == (first, second)
+    assert (again.id, again.wanted) == (asked.id, asked.wanted)
+    with pytest.raises(TensorError, match="finite"):
+        ask(np.float32(np.nan).tobytes() + first[4:])
+    for wrong in (first[:-4], first + b"\0"):
+        with pytest.raises(TensorError):
+            ask(wrong)
 
 
 def test_a_batch_holds_no_more_output_bytes_than_a_frame_does():
