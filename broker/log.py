@@ -57,9 +57,11 @@ class _Lines(logging.StreamHandler[TextIO]):
 
     def event(self, name: str, fields: Mapping[str, object]) -> None:
         """One line, in its turn."""
-        self._waiting.append(_event_line(name, fields, time.time()))
-        if len(self._waiting) > 1:
-            return  # its turn's end is planned
+        line = _event_line(name, fields, time.time())
+        with self.lock or contextlib.nullcontext():  # threads log too
+            self._waiting.append(line)
+            if len(self._waiting) > 1:
+                return  # its turn's end is planned
         try:
             asyncio.get_running_loop().call_soon(self.flush)
         except RuntimeError:  # no loop, or a thread beside it
@@ -72,10 +74,10 @@ class _Lines(logging.StreamHandler[TextIO]):
 
     def flush(self) -> None:
         """Write what waits."""
-        lines, self._waiting = self._waiting, []
         # Nobody may read the log any more (OSError), or it is closed at the end (ValueError): a
         # request is answered all the same.
         with self.lock or contextlib.nullcontext(), contextlib.suppress(OSError, ValueError):
+            lines, self._waiting = self._waiting, []
             if lines:
                 self.stream.write(b"\n".join([*lines, b""]).decode())
             self.stream.flush()

@@ -44,9 +44,9 @@ async def test_it_answers_and_its_front_process_never_loads_torch(tmp_path: Path
         assert reply.status == 200
         assert "libtorch" in mapped_files(broker.worker_pid())
         assert "libtorch" not in mapped_files(broker.process.pid)
+        (line,) = broker.logged("request")
         events = [json.loads(line) for line in broker.log_path.read_text().splitlines()]
         assert {"event", "time", "level"} <= set.intersection(*(set(e) for e in events))
-        (line,) = broker.events("request")
         assert line["status"] == 200
         assert line["model"] == "tiny"
         assert line["upload_bytes"] == len(images.png())

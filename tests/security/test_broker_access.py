@@ -90,6 +90,7 @@ async def test_a_key_opens_every_route_and_its_tenant_is_logged(
     headers = {"Authorization": f"Bearer {text}", "X-Tenant": "acme"}
     assert (await predict(broker.url, images.png(), headers=headers)).status == 200
     assert (await request("GET", f"{broker.url}/metrics", headers=headers)).status == 200
+    await until(lambda: [record.msg for record in caplog.records].count("request") >= 2)
     fields = [record.fields for record in caplog.records if record.msg == "request"]
     assert {(line["tenant"], line["key"]) for line in fields} == {("beta", key.id)}
     assert text.partition(".")[2] not in caplog.text

@@ -60,6 +60,13 @@ class BrokerProcess:
         lines = self.log_path.read_text().splitlines()
         return [event for event in map(json.loads, lines) if event["event"] == name]
 
+    def logged(self, name: str, count: int = 1) -> list[dict[str, Any]]:
+        """The events of this name once ``count`` are there: a line is written after its answer."""
+        end_s = time.monotonic() + 10.0
+        while len(events := self.events(name)) < count and time.monotonic() < end_s:
+            time.sleep(0.005)
+        return events
+
     def worker_pid(self) -> int:
         return int(self.events("worker_ready")[-1]["pid"])
 
