@@ -103,6 +103,11 @@ __all__ = ["convert", "export", "formats", "inspect", "verify"]
     "to the next precision; says which, and what it cost.",
 )  # fmt: skip
 @click.option(
+    "--keep", metavar="M,M",
+    help="Modules of the model that stay in floating point where activations are quantized "
+    "(int8, a16w8), by their names in it; --auto keeps more if need be.",
+)  # fmt: skip
+@click.option(
     "--keep-going", is_flag=True,
     help="Leave out variants that cannot be written, name them, and exit with 1.",
 )  # fmt: skip
@@ -140,6 +145,7 @@ def convert(
     argmax: bool,
     gates: Path | None,
     auto: bool,
+    keep: str | None,
     keep_going: bool,
     config: Path | None,
     reports: Path | None,
@@ -173,12 +179,14 @@ def convert(
     if reports is not None:
         raise ConfigError("--reports goes with --config; for one bundle use nearfar verify --html")
     request = source_request(source, task=task, **source_options)
-    options = _file_options(input_mode, nms, argmax, min_ios, min_android_api)
+    options = _file_options(input_mode, nms, argmax, min_ios, min_android_api, keep)
     targets, refused = plan(
         cast("list[Format]", choose_many(to_formats, FORMATS, "to")),
         cast("list[Precision]", choose_many(precisions, OFFERED, "precision")),
         options,
     )
+    if options.keep and not any(target.recipe.calibrated for target in targets):
+        raise ConfigError("--keep goes with int8 or a16w8: no other precision is asked for")
     data = None
     if calib is not None:
         data = read_dataset(calib, labels=calib_labels, split=calib_split, purpose="calibration")
@@ -231,6 +239,7 @@ def _file_options(
     argmax: bool,
     min_ios: str | None,
     min_android_api: int | None,
+    keep: str | None,
 ) -> FileOptions:
     in_graph: list[InGraph] = []
     if nms:
@@ -243,7 +252,10 @@ def _file_options(
             raise ConfigError(f"--min-ios {min_ios!r}: write a version, for example 16 or 17.2")
         least = MinOs(ios=min_ios, android_api=min_android_api)
     return FileOptions(
-        input_mode=cast("InputMode", input_mode), in_graph=tuple(in_graph), min_os=least
+        input_mode=cast("InputMode", input_mode),
+        in_graph=tuple(in_graph),
+        min_os=least,
+        keep=tuple(dict.fromkeys(filter(None, map(str.strip, (keep or "").split(","))))),
     )
 
 

@@ -76,6 +76,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_android_api: int | None = None
     gates: Text | None = None
     auto: bool = False
+    keep: Annotated[tuple[Text, ...], msgspec.Meta(min_length=1)] | None = None
     keep_going: bool = False
     eval: Text | None = None
     """Images on which the bundle is verified."""

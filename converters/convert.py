@@ -323,6 +323,7 @@ class _Run:
             ranges=self.request.ranges,
             rounded=str(self.rounded) if rounded else None,
             base=str(base) if base and not rounded else None,
+            keep=options.keep if recipe.calibrated else (),
             fingerprint=prepared.fingerprint,
         )
 

@@ -34,6 +34,8 @@ class FileOptions:
     input_mode: InputMode = "float"
     in_graph: tuple[InGraph, ...] = ()
     min_os: MinOs | None = None
+    keep: tuple[str, ...] = ()
+    """Modules that stay in floating point where activations are quantized."""
 
 
 def plan(

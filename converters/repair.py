@@ -130,7 +130,8 @@ class _Tries:
         if keep == self.current:
             return
         target, bench = self.target, self.bench
-        job = msgspec.structs.replace(bench.job(target), keep=keep)
+        job = bench.job(target)
+        job = msgspec.structs.replace(job, keep=tuple(dict.fromkeys((*job.keep, *keep))))
         shutil.rmtree(job.out_dir)
         Path(job.out_dir).mkdir()
         answer = bench.call(target.id, job).answer

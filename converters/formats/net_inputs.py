@@ -10,7 +10,7 @@ import torch
 
 from converters.ready import ReadyModule
 
-__all__ = ["net_inputs"]
+__all__ = ["net_inputs", "other_inputs"]
 
 _MOST_BYTES = 512 * 2**20
 """Of the largest activation, for all samples together."""
@@ -23,6 +23,15 @@ class _Seen(Exception):  # no error: it ends a forward pass
 
 def net_inputs(ready: ReadyModule, model: Any) -> torch.Tensor:
     """Inputs of the net itself, evenly spaced: as many as its largest activation allows."""
+    return _inputs(ready, model, other=False)
+
+
+def other_inputs(ready: ReadyModule, model: Any) -> torch.Tensor:
+    """As many again that ``net_inputs`` leaves out; the same where it takes all there are."""
+    return _inputs(ready, model, other=True)
+
+
+def _inputs(ready: ReadyModule, model: Any, *, other: bool) -> torch.Tensor:
     found: list[torch.Tensor] = []
 
     def see(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -42,7 +51,11 @@ def net_inputs(ready: ReadyModule, model: Any) -> torch.Tensor:
 
     each = 2 * _largest_activation(model, inputs([0])) * 4  # exact and changed side by side
     count = min(ready.calibration_count, _MOST_SAMPLES, max(1, _MOST_BYTES // max(each, 1)))
-    return inputs(np.linspace(0, ready.calibration_count - 1, count).round())
+    taken = np.linspace(0, ready.calibration_count - 1, count).round()
+    left = np.setdiff1d(np.arange(ready.calibration_count), taken)
+    if other and len(left):
+        return inputs(left[np.linspace(0, len(left) - 1, min(count, len(left))).astype(int)])
+    return inputs(taken)
 
 
 def _largest_activation(model: Any, sample: torch.Tensor) -> int:

@@ -17,6 +17,7 @@ from converters.formats.tflite_quantize import quantize
 from converters.jobs import Artifact, ConvertJob
 from converters.ready import ReadyModule, ready_module
 from converters.recipes import find_recipe
+from converters.rewrites.compensate import WIDE
 from converters.worker import report_progress
 from edge_runtime.contract.errors import ConversionError
 from edge_runtime.runtimes.base import Availability, installed_version
@@ -50,7 +51,7 @@ class TFLiteBackend:
         path = Path(job.out_dir) / "model.tflite"
         ready = ready_module(job)
         kept = kept_modules(ready.source.module, job.keep)
-        data, rewrites = _float_file(ready, job)
+        data, rewrites, least = _float_file(ready, job)
         if job.precision != "fp32":
             report_progress("quantizing")
             quantized = quantize(
@@ -60,6 +61,7 @@ class TFLiteBackend:
                 job.keep,
                 post_processed=bool(job.in_graph),
                 method=ready.ranges,
+                least=least,
             )
             data, kept = quantized.data, quantized.kept
             rewrites += quantized.rewrites
@@ -84,8 +86,8 @@ class TFLiteBackend:
         )
 
 
-def _float_file(ready: ReadyModule, job: ConvertJob) -> tuple[bytes, list[str]]:
-    """The float file to start from, and what was rewritten on the way.
+def _float_file(ready: ReadyModule, job: ConvertJob) -> tuple[bytes, list[str], int]:
+    """The float file to start from, what was rewritten on the way, and where int4w begins.
 
     Batch norms are folded in every precision: quantized, one behind a transposed
     convolution makes a file that the interpreter rejects.
@@ -94,15 +96,16 @@ def _float_file(ready: ReadyModule, job: ConvertJob) -> tuple[bytes, list[str]]:
     if "fold_batch_norm" not in rewrites and fold_inner(ready.module, job.inputs[0].shape):
         rewrites.insert(0, "fold_batch_norm")
     chosen: tuple[str, ...] = ()
+    least = WIDE  # inputs a group
     if job.precision == "int4w":
         from converters.formats.tflite_int4 import choose_int4
 
-        chosen = choose_int4(ready, kept_modules(inner_module(ready.module), job.keep))
+        least, chosen = choose_int4(ready, kept_modules(inner_module(ready.module), job.keep))
     rewrites += chosen
     if job.base is not None and job.rounded is None and not chosen:
-        return Path(job.base).read_bytes(), rewrites
+        return Path(job.base).read_bytes(), rewrites, least
     report_progress("converting to LiteRT")
-    return export_float(ready), rewrites
+    return export_float(ready), rewrites, least
 
 
 def _inputs(ready: ReadyModule) -> Iterator[Any]:

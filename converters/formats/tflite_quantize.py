@@ -17,7 +17,7 @@ from converters.formats.tflite_export import AROUND, NET
 from converters.formats.tflite_file import operator_names, read_model
 from converters.formats.tflite_hard_swish import split_hard_swish
 from converters.ranges import MINMAX, Histogram, RangeMethod
-from converters.rewrites.compensate import is_wide
+from converters.rewrites.compensate import WIDE
 from edge_runtime.contract.errors import ConversionError
 from edge_runtime.contract.manifest import Precision
 
@@ -53,13 +53,15 @@ def quantize(
     *,
     post_processed: bool,
     method: RangeMethod = MINMAX,
+    least: int = WIDE,
 ) -> QuantizedFile:
     """Quantize a float file of ``export_float``.
 
     ``inputs``: calibration inputs as the file takes them; used for int8 and a16w8, whose
     ranges they set as ``method`` says (16 bits have levels enough: nothing is clipped).
     ``keep``: names of modules to leave in float. ``post_processed``: NMS or argmax follow
-    the net. Raises ``ConversionError`` when the quantizer gives up.
+    the net. ``least``: inputs a group from which on int4w has 4 bits. Raises
+    ``ConversionError`` when the quantizer gives up.
     """
     from ai_edge_quantizer import quantizer
 
@@ -68,14 +70,14 @@ def quantize(
     if precision == "int8":
         data, rewrites = _delegated(data, [] if post_processed else values)
     worker = quantizer.Quantizer(bytearray(data))
-    worker.load_quantization_recipe(_recipe(precision, data))
+    worker.load_quantization_recipe(_recipe(precision, data, least))
     scopes, kept = kept_operators(data, keep, post_processed=post_processed)
     if precision in _STATIC:
         computed, final = statistics(data), final_activations(data)
         scopes += computed + final
         named = {"statistics_in_float": computed, "final_activation_in_float": final}
         rewrites += tuple(name for name, found in named.items() if found)
-    _leave_in_float(worker, scopes)
+    _leave_in_float(worker, scopes, weights_in_8_bits=precision in _STATIC)
     ranges = None
     if precision in _STATIC:
         ranges = _ranges(data, worker, values)
@@ -115,7 +117,7 @@ def _answers(data: bytes, values: Any) -> tuple[Any, ...]:
     return tuple(torch.from_numpy(interpreter.get_tensor(one["index"])) for one in details)
 
 
-def _recipe(precision: Precision, data: bytes) -> Any:
+def _recipe(precision: Precision, data: bytes, least: int) -> Any:
     from ai_edge_quantizer import qtyping, recipe
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.recipe_manager import RecipeManager
@@ -137,10 +139,10 @@ def _recipe(precision: Precision, data: bytes) -> Any:
             qtyping.TFLOperationName.FULLY_CONNECTED,
         ):
             rules.add_weight_only_config(regex=".*", operation_name=name, num_bits=4)
-        for scope in _narrow(data):
+        for scope in _narrow(data, least):
             rules.add_weight_only_config(
                 regex=f"^{re.escape(scope)}$",
-                operation_name=qtyping.TFLOperationName.CONV_2D,
+                operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
                 num_bits=8,
             )
         return rules.get_quantization_recipe()
@@ -160,18 +162,23 @@ def _recipe(precision: Precision, data: bytes) -> Any:
     return rules.get_quantization_recipe()
 
 
-def _narrow(data: bytes) -> list[str]:
-    """Scopes of the convolutions that 4 bits would ruin for next to no bytes."""
+def _narrow(data: bytes, least: int) -> list[str]:
+    """Scopes of the layers of fewer inputs a group: 4 bits would ruin them."""
     model = read_model(data)
     return [
         _scope(graph, operator)
         for graph in model.subgraphs
         for operator, kind in zip(graph.operators, operator_names(model, graph), strict=True)
-        if kind == "CONV_2D" and not is_wide(int(graph.tensors[operator.inputs[1]].shape[-1]))
+        if kind in ("CONV_2D", "FULLY_CONNECTED")
+        and int(graph.tensors[operator.inputs[1]].shape[-1]) < least
     ]
 
 
-def _leave_in_float(worker: Any, scopes: Iterable[str]) -> None:
+def _leave_in_float(worker: Any, scopes: Iterable[str], *, weights_in_8_bits: bool) -> None:
+    """Compute these in float; 8-bit weights cost a layer next to nothing, its activations do.
+
+    The interpreter turns such weights to float once, when it prepares the file.
+    """
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
@@ -186,6 +193,24 @@ def _leave_in_float(worker: Any, scopes: Iterable[str]) -> None:
             operation_name=names.ALL_SUPPORTED,
             algorithm_key=AlgorithmName.NO_QUANTIZE,
         )
+        for operation in (
+            (names.CONV_2D, names.DEPTHWISE_CONV_2D, names.FULLY_CONNECTED, names.CONV_2D_TRANSPOSE)
+            if weights_in_8_bits
+            else ()
+        ):
+            worker.update_quantization_recipe(
+                regex=f"^{re.escape(scope)}$",
+                operation_name=operation,
+                op_config=qtyping.OpQuantizationConfig(
+                    weight_tensor_config=qtyping.TensorQuantizationConfig(
+                        num_bits=8,
+                        symmetric=True,
+                        granularity=qtyping.QuantGranularity.CHANNELWISE,
+                    ),
+                    compute_precision=qtyping.ComputePrecision.FLOAT,
+                    explicit_dequantize=True,
+                ),
+            )
 
 
 def statistics(data: bytes) -> list[str]:

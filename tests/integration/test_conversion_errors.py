@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -211,6 +212,25 @@ def test_calibration_that_is_unusable_is_refused(folder: Path, tmp_path: Path) -
     assert "calibration image" in done.stderr
     assert "0.png" in done.stderr
     assert not (tmp_path / "b").exists()
+
+
+def test_layers_to_keep_go_by_the_nets_own_names(folder: Path, tmp_path: Path) -> None:
+    common = [
+        "convert", folder / "nets.py:Net", "--weights", "random:0", "--preprocess", "unit",
+        "--input-size", "16", "--to", "torchscript", "--allow-synthetic-calibration", "--quiet",
+        "-o", tmp_path / "b",
+    ]  # fmt: skip
+    for precision, keep, words in (
+        ("fp32", "head", "--keep goes with int8 or a16w8"),
+        ("int8", "hat", "--keep hat: the model has no module of this name"),
+    ):
+        done = nearfar(*common, "--precision", precision, "--keep", keep)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert not (tmp_path / "b").exists()
+    nearfar(*common, "--precision", "int8", "--keep", " head ,head")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert [variant["kept"] for variant in manifest["variants"]] == [["head"]]
 
 
 def test_downloads_fail_with_a_clear_offline_error(tmp_path: Path) -> None:

@@ -268,5 +268,9 @@ def test_tflite_takes_pixels_and_keeps_a_layer(kit: Kit) -> None:
     assert min(kit.ratios(job, artifact, path)) > 25
     counted = census(path)
     assert counted is not None
-    assert counted.weight_bytes["float32"] >= 16 * 16 * 9 * 4
-    assert counted.weight_bytes["int8"] > 0
+    assert counted.quantized_share > 0.99, "its weights take 8 bits, as those of the others"
+    whole, path_whole = kit.done(kit.job("clamps", "tflite", "int8", "b", input_mode="uint8"))
+    assert whole.kept == ()
+    # Its weights and its input are expanded; no operator falls out of the delegate for it.
+    assert operators(path).count("DEQUANTIZE") == operators(path_whole).count("DEQUANTIZE") + 2
+    assert delegated_parts(path) == delegated_parts(path_whole) == 1

@@ -132,6 +132,16 @@ def test_what_is_narrow_or_depthwise_has_eight_bits(tmp_path: Path) -> None:
     ]
 
 
+def test_wider_layers_have_eight_bits_where_four_leave_too_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    four, _ = _convert(tmp_path / "four", calibrated=True)
+    monkeypatch.setattr("converters.formats.tflite_int4._ENOUGH_DB", 100.0)
+    path, _ = _convert(tmp_path / "wider", calibrated=True)
+    assert [kind for _, kind in _types(path)] == ["INT8", "INT8", "INT8", "INT4", "INT4"]
+    assert path.stat().st_size > four.stat().st_size
+
+
 def test_a_scale_that_cuts_off_is_what_an_exporter_finds() -> None:
     """From the largest magnitude, as exporters do; all other weights are whole steps of it."""
     import torch

@@ -203,7 +203,8 @@ def test_every_key_reaches_the_command_as_it_was_written(tmp_path: Path) -> None
         'output_range = [-1, 0.5]\nscore_threshold = 0.4\nname = "net.1"\nversion = "2.0"\n'
         'to = ["tflite", "coreml"]\nprecision = "all"\ncalib = "photos"\ncalib_labels = "l.csv"\n'
         'calib_split = "calib"\ninput = "uint8"\nnms = true\nargmax = true\nmin_ios = "16.4"\n'
-        'min_android_api = 30\nkeep_going = true\nauto = true\ngates = "gates.toml"\n',
+        'min_android_api = 30\nkeep_going = true\nauto = true\ngates = "gates.toml"\n'
+        'keep = ["stem.0", "head"]\n',
     )
     context = cli.convert.make_context("convert", to_arguments(model))
     given = {
@@ -220,6 +221,7 @@ def test_every_key_reaches_the_command_as_it_was_written(tmp_path: Path) -> None
         "calib": tmp_path / "photos", "calib_labels": tmp_path / "l.csv", "calib_split": "calib",
         "input_mode": "uint8", "nms": True, "argmax": True, "min_ios": "16.4",
         "min_android_api": 30, "keep_going": True, "auto": True, "gates": tmp_path / "gates.toml",
+        "keep": "stem.0,head",
     }  # fmt: skip
 
 

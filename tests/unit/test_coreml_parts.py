@@ -19,6 +19,7 @@ from converters.formats.coreml_grids import (
     SparseGrid,
     lamp_masks,
 )
+from converters.formats.coreml_package import share_constants
 from converters.formats.coreml_program import label_names
 from converters.formats.coreml_weights import weight_key
 from converters.recipes.coreml import RECIPES, check_min_os, deployment_ios
@@ -34,6 +35,7 @@ from edge_runtime.runtimes.coreml import package_name
 from edge_runtime.runtimes.mil.blob import BlobFile, unpack
 from edge_runtime.runtimes.mil.constexpr import expand
 from edge_runtime.runtimes.mil.device import prediction_arguments, prediction_outputs
+from edge_runtime.runtimes.mil.schema import load_schema
 
 
 def test_precision_that_needs_a_newer_ios_is_refused_with_what_to_do() -> None:
@@ -244,3 +246,38 @@ def test_a_weight_is_known_again_though_its_smallest_numbers_moved() -> None:
     moved = np.array([[0.5, -0.25, 0.0, 0.0, -0.0]], np.float16)
     assert weight_key(weight) == weight_key(moved)
     assert weight_key(weight) != weight_key(weight * np.float32(1.01))
+
+
+def _block(constants: dict[str, float], uses: list[tuple[str, str]], outputs: list[str]) -> Any:
+    """Scalar constants by name, and for each pair an operator that takes both of them."""
+    schema = load_schema("MIL_pb2")
+    block = schema.Block(outputs=outputs)
+    for name, value in constants.items():
+        one = block.operations.add(type="const")
+        one.outputs.add(name=name).type.tensorType.dataType = schema.DataType.FLOAT32
+        one.attributes["name"].immediateValue.tensor.strings.values.append(name)
+        one.attributes["val"].immediateValue.tensor.floats.values.append(value)
+    for number, pair in enumerate(uses):
+        one = block.operations.add(type="add")
+        for key, name in zip("xy", pair, strict=True):
+            one.inputs[key].arguments.add(name=name)
+        one.outputs.add(name=f"sum{number}")
+    return block
+
+
+def test_equal_constants_are_stored_once_and_outputs_keep_their_names() -> None:
+    block = _block(
+        {"a": 1.0, "b": 2.0, "c": 1.0, "d": 1.0}, [("a", "b"), ("c", "d")], ["sum1", "d"]
+    )
+    assert share_constants(block) == 1
+    assert [one.outputs[0].name for one in block.operations] == ["a", "b", "d", "sum0", "sum1"]
+    taken = [[one.inputs[key].arguments[0].name for key in "xy"] for one in block.operations[-2:]]
+    assert taken == [["a", "b"], ["a", "d"]]
+    assert share_constants(block) == 0
+
+
+def test_constants_of_a_program_with_inner_blocks_are_left_alone() -> None:
+    block = _block({"a": 1.0, "b": 1.0}, [("a", "b")], ["sum0"])
+    block.operations[-1].blocks.add()
+    assert share_constants(block) == 0
+    assert len(block.operations) == 3
