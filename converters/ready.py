@@ -83,9 +83,7 @@ def ready_module(job: ConvertJob) -> ReadyModule:
     if job.rounded is not None:
         # A .tflite keeps the arithmetic of a layer in float, its weights have 8 bits all the same.
         keep = () if job.format == "tflite" else job.keep
-        module, rewrites = rounded_module(
-            source, Path(job.rounded), job.inputs[0].shape[1:], keep
-        )
+        module, rewrites = rounded_module(source, Path(job.rounded), job.inputs[0].shape[1:], keep)
     inputs, outputs, preprocess = job.inputs, job.outputs, job.preprocess
     if job.in_graph:
         from converters.rewrites.in_graph import append_in_graph
