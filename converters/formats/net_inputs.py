@@ -23,15 +23,17 @@ class _Seen(Exception):  # no error: it ends a forward pass
 
 def net_inputs(ready: ReadyModule, model: Any) -> torch.Tensor:
     """Inputs of the net itself, evenly spaced: as many as its largest activation allows."""
-    return _inputs(ready, model, other=False)
+    found = _inputs(ready, model, other=False)
+    assert found is not None  # noqa: S101  # there is one at least
+    return found
 
 
-def other_inputs(ready: ReadyModule, model: Any) -> torch.Tensor:
-    """As many again that ``net_inputs`` leaves out; the same where it takes all there are."""
+def other_inputs(ready: ReadyModule, model: Any) -> torch.Tensor | None:
+    """At most as many again, of those that ``net_inputs`` leaves out; None: it takes all."""
     return _inputs(ready, model, other=True)
 
 
-def _inputs(ready: ReadyModule, model: Any, *, other: bool) -> torch.Tensor:
+def _inputs(ready: ReadyModule, model: Any, *, other: bool) -> torch.Tensor | None:
     found: list[torch.Tensor] = []
 
     def see(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -53,9 +55,11 @@ def _inputs(ready: ReadyModule, model: Any, *, other: bool) -> torch.Tensor:
     count = min(ready.calibration_count, _MOST_SAMPLES, max(1, _MOST_BYTES // max(each, 1)))
     taken = np.linspace(0, ready.calibration_count - 1, count).round()
     left = np.setdiff1d(np.arange(ready.calibration_count), taken)
-    if other and len(left):
-        return inputs(left[np.linspace(0, len(left) - 1, min(count, len(left))).astype(int)])
-    return inputs(taken)
+    if not other:
+        return inputs(taken)
+    if not len(left):
+        return None
+    return inputs(left[np.linspace(0, len(left) - 1, min(count, len(left))).astype(int)])
 
 
 def _largest_activation(model: Any, sample: torch.Tensor) -> int:

@@ -35,6 +35,8 @@ _WIDTHS: Final = (WIDE, 4 * WIDE, 16 * WIDE)
 _ENOUGH_DB: Final = 15.0
 """On inputs that chose no weight. At 10 dB MobileNetV1-0.25 has another answer for three photos
 in ten."""
+_JUDGED: Final = 4
+"""Of so many inputs one judges where there are no others."""
 FOUR_BIT_LEVELS: Final = 7
 _CUTS: Final = tuple(float(cut) for cut in np.linspace(0.4, 1.0, 25))
 """Of the largest magnitude: where the range may end."""
@@ -59,22 +61,35 @@ def choose_int4(ready: ReadyModule, kept: tuple[str, ...]) -> tuple[int, tuple[s
     before = weights_of(layers)
     try:
         samples = net_inputs(ready, model)
-        others = other_inputs(ready, model)
+        fitted, others = _apart(samples, other_inputs(ready, model))
         with torch.no_grad():
             exact = first_tensor(model(others))
         for least in _WIDTHS:
             put_weights(layers, before)
-            compensate(model, layers, samples, _fit_from(least), _report)
+            compensate(model, layers, fitted, _fit_from(least), _report)
             with torch.no_grad():
                 left_db = _sqnr_db(exact, first_tensor(model(others)))
             report_progress(f"4 bits from {least} inputs on leave {left_db:.1f} dB")
             if left_db >= _ENOUGH_DB or max(widths, default=0) < 4 * least:
                 break
+        if fitted is not samples:
+            put_weights(layers, before)
+            compensate(model, layers, samples, _fit_from(least), _report)
     except Exception as error:  # a model may take batch 1 only; it raises what it likes
         put_weights(layers, before)
         report_progress(f"weights are rounded one by one: {type(error).__name__}")
         return WIDE, ()
     return least, ("compensate_weights",)
+
+
+def _apart(samples: torch.Tensor, others: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs to fit to, and inputs that judge: of few, a quarter; of fewer than 4, the same."""
+    if others is not None:
+        return samples, others
+    if len(samples) < _JUDGED:
+        return samples, samples
+    judges = torch.arange(len(samples)) % _JUDGED == _JUDGED - 1
+    return samples[~judges], samples[judges]
 
 
 def _inputs(layer: Layer) -> int:

@@ -142,6 +142,21 @@ def test_wider_layers_have_eight_bits_where_four_leave_too_little(
     assert path.stat().st_size > four.stat().st_size
 
 
+def test_what_judges_was_not_fitted_to() -> None:
+    import torch
+
+    from converters.formats.tflite_int4 import _apart
+
+    samples, others = torch.arange(10), torch.arange(10, 13)
+    fitted, judges = _apart(samples, others)
+    assert (fitted.tolist(), judges.tolist()) == (samples.tolist(), others.tolist())
+    fitted, judges = _apart(samples, None)
+    assert judges.tolist() == [3, 7]
+    assert sorted([*fitted.tolist(), *judges.tolist()]) == samples.tolist()
+    three = samples[:3]
+    assert [one.tolist() for one in _apart(three, None)] == [[0, 1, 2], [0, 1, 2]]
+
+
 def test_a_scale_that_cuts_off_is_what_an_exporter_finds() -> None:
     """From the largest magnitude, as exporters do; all other weights are whole steps of it."""
     import torch
