@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from converters.formats.coreml_grids import Grid, lamp_masks
+from converters.formats.coreml_grids import Grid, keep_highest, lamp_scores
 from converters.formats.coreml_weights import fit_grid, weight_key
 from converters.formats.inner import inner_module
 from converters.formats.net_inputs import net_inputs
 from converters.jobs import ConvertJob
 from converters.ready import ReadyModule
-from converters.rewrites.compensate import compensate, compressible, is_wide
+from converters.rewrites.compensate import Layer, compensate, compressible, is_wide
 from converters.worker import report_progress
 
 __all__ = ["SPARSITY", "Choice", "choose_weights"]
@@ -58,8 +57,7 @@ def choose_weights(ready: ReadyModule, job: ConvertJob, kept: tuple[str, ...]) -
     rewrites = ["compensate_weights"]
     sparsity = SPARSITY
     if sparse and wide:
-        sparsity = _choose_sparsity(model, list(wide), samples[:4])
-        found = lamp_masks([layer.weight for layer in wide.values()], sparsity)
+        sparsity, found = _choose_sparsity(model, list(wide.values()), samples[:4])
         masks = {id(layer): mask for layer, mask in zip(wide.values(), found, strict=True)}
         rewrites.append(f"prune_{round(sparsity * 100)}")
 
@@ -88,21 +86,30 @@ def _plain(sparse: bool) -> Choice:
     return Choice(grids={}, sparsity=SPARSITY, rewrites=tuple(rewrites))
 
 
-def _choose_sparsity(module: Any, names: list[str], samples: torch.Tensor) -> float:
-    """The highest sparsity that leaves the answer ``_LEAST_DB`` before compensation."""
+def _choose_sparsity(
+    module: Any, layers: list[Layer], samples: torch.Tensor
+) -> tuple[float, list[torch.Tensor]]:
+    """The highest sparsity that leaves the answer ``_LEAST_DB`` before compensation.
+
+    Also which weights of each layer it leaves; the layers are as before.
+    """
+    scores = lamp_scores([layer.weight for layer in layers])
+    own = [layer.weight.data for layer in layers]
     with torch.no_grad():
         exact = _flat(module(samples))
         for sparsity in _SPARSER:
-            trial = copy.deepcopy(module)
-            layers = [inner_module(trial).get_submodule(name) for name in names]
-            masks = lamp_masks([layer.weight for layer in layers], sparsity)
-            for layer, mask in zip(layers, masks, strict=True):
-                layer.weight.data = layer.weight.data * mask
-            wrong = _flat(trial(samples)) - exact
+            masks = keep_highest(scores, sparsity)
+            try:
+                for layer, weight, mask in zip(layers, own, masks, strict=True):
+                    layer.weight.data = weight * mask
+                wrong = _flat(module(samples)) - exact
+            finally:
+                for layer, weight in zip(layers, own, strict=True):
+                    layer.weight.data = weight
             power, noise = float((exact**2).mean()), float((wrong**2).mean())
             if noise <= power * 10 ** (-_LEAST_DB / 10):
-                return sparsity
-    return SPARSITY
+                return sparsity, masks
+    return SPARSITY, keep_highest(scores, SPARSITY)
 
 
 def _flat(answer: Any) -> torch.Tensor:

@@ -25,7 +25,9 @@ __all__ = [
     "Packed",
     "PaletteGrid",
     "SparseGrid",
+    "keep_highest",
     "lamp_masks",
+    "lamp_scores",
 ]
 
 BLOCK = 32
@@ -257,11 +259,15 @@ class SparseGrid:
 
 
 def lamp_masks(weights: Sequence[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
-    """Which weights stay when the share ``sparsity`` of all must go: LAMP.
+    """Which weights stay when the share ``sparsity`` of all must go: the highest scores."""
+    return keep_highest(lamp_scores(weights), sparsity)
+
+
+def lamp_scores(weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What each weight counts: LAMP (Lee et al., ICLR 2021, equation 3), float64.
 
     A weight's score is its square over the sum of the squares in its layer that are not
-    smaller (Lee et al., ICLR 2021, equation 3); the lowest scores of all layers go. Layers
-    with few large weights so lose more than layers where all count.
+    smaller. Layers with few large weights so lose more than layers where all count.
     """
     scores = []
     for weight in weights:
@@ -270,12 +276,15 @@ def lamp_masks(weights: Sequence[torch.Tensor], sparsity: float) -> list[torch.T
         tails = squares[order].flip(0).cumsum(0).flip(0)
         score = torch.empty_like(squares)
         score[order] = squares[order] / tails.clamp(min=1e-300)
-        scores.append(score)
-    every = torch.cat(scores)
+        scores.append(score.reshape(weight.shape))
+    return scores
+
+
+def keep_highest(scores: Sequence[torch.Tensor], sparsity: float) -> list[torch.Tensor]:
+    """True where a score is none of the lowest; they are the share ``sparsity`` of all."""
+    every = torch.cat([score.reshape(-1) for score in scores])
     count = round(sparsity * every.numel())
     if count == 0:
-        return [torch.ones(weight.shape, dtype=torch.bool) for weight in weights]
+        return [torch.ones(score.shape, dtype=torch.bool) for score in scores]
     bound = torch.kthvalue(every, count).values
-    return [
-        (score > bound).reshape(weight.shape) for score, weight in zip(scores, weights, strict=True)
-    ]
+    return [score > bound for score in scores]
