@@ -44,7 +44,7 @@ demo: $(STAMP)  ## Convert, prove, serve and answer 300+ photos over an emulated
 	$(BIN)/nearfar demo
 
 test: $(STAMP)  ## Run every test
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 25
 
 fast: $(STAMP)  ## Run the tests that end within 90 seconds
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
