@@ -6,6 +6,7 @@ Around it may lie the normalization of pixels, and NMS or argmax: their numbers 
 from __future__ import annotations
 
 import copy
+import difflib
 from typing import Any
 
 from edge_runtime.contract.errors import ConfigError
@@ -42,7 +43,8 @@ def kept_modules(inner: Any, keep: tuple[str, ...]) -> tuple[str, ...]:
     modules = dict(inner.named_modules(remove_duplicate=False))
     for name in keep:
         if name not in modules or not name:
-            near = [known for known in modules if known.startswith(name.partition(".")[0])][:5]
+            known = [own for own, one in modules.items() if own and len(list(one.parameters()))]
+            near = difflib.get_close_matches(name, known, n=5, cutoff=0.5) or known[:5]
             hint = f"; there are {', '.join(near)}" if near else ""
             raise ConfigError(f"--keep {name}: the model has no module of this name{hint}")
     return tuple(name for name in keep if next(modules[name].parameters(), None) is not None)

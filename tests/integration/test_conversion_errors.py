@@ -222,7 +222,7 @@ def test_layers_to_keep_go_by_the_nets_own_names(folder: Path, tmp_path: Path) -
     ]  # fmt: skip
     for precision, keep, words in (
         ("fp32", "head", "--keep goes with int8 or a16w8"),
-        ("int8", "hat", "--keep hat: the model has no module of this name"),
+        ("int8", "hat", "--keep hat: the model has no module of this name; there are head"),
     ):
         done = nearfar(*common, "--precision", precision, "--keep", keep)
         assert done.returncode == 2
