@@ -16,6 +16,7 @@ import torch
 from converters.formats.inner import inner_module
 from converters.formats.net_inputs import net_inputs, other_inputs
 from converters.ready import ReadyModule
+from converters.restore.sensitivity import sqnr_db
 from converters.rewrites.compensate import (
     WIDE,
     Layer,
@@ -63,12 +64,12 @@ def choose_int4(ready: ReadyModule, kept: tuple[str, ...]) -> tuple[int, tuple[s
         samples = net_inputs(ready, model)
         fitted, others = _apart(samples, other_inputs(ready, model))
         with torch.no_grad():
-            exact = first_tensor(model(others))
+            exact = first_tensor(model(others)).flatten(1)
         for least in _WIDTHS:
             put_weights(layers, before)
             compensate(model, layers, fitted, _fit_from(least), _report)
             with torch.no_grad():
-                left_db = _sqnr_db(exact, first_tensor(model(others)))
+                left_db = sqnr_db(exact, first_tensor(model(others)).flatten(1))
             report_progress(f"4 bits from {least} inputs on leave {left_db:.1f} dB")
             if left_db >= _ENOUGH_DB or max(widths, default=0) < 4 * least:
                 break
@@ -109,13 +110,6 @@ def _fit_from(least: int) -> Callable[[Layer, torch.Tensor, torch.Tensor], Share
 
 def _report(done: int, count: int) -> None:
     report_progress("choosing weights", done, count)
-
-
-def _sqnr_db(exact: torch.Tensor, answer: torch.Tensor) -> float:
-    """Mean over the samples, in dB."""
-    signal = exact.flatten(1).square().sum(dim=1)
-    noise = (exact - answer).flatten(1).square().sum(dim=1)
-    return float((10.0 * torch.log10(signal / noise.clamp_min(1e-30))).mean())
 
 
 def _cuts(weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:

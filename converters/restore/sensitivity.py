@@ -11,7 +11,7 @@ from torch import nn
 
 from converters.restore.simulate import QuantizedModel
 
-__all__ = ["SQNR_CAP_DB", "keep_curve", "layer_sensitivity", "simulated_sqnr_db"]
+__all__ = ["SQNR_CAP_DB", "keep_curve", "layer_sensitivity", "simulated_sqnr_db", "sqnr_db"]
 
 SQNR_CAP_DB = 200.0
 """Reported for identical answers."""
@@ -43,7 +43,7 @@ def layer_sensitivity(
         if progress is not None:
             progress(done, len(layers))
         answer = _answers(functools.partial(model, only=(layer,)), samples)
-        figures.append((layer, _sqnr_db(exact, answer)))
+        figures.append((layer, sqnr_db(exact, answer)))
     return sorted(figures, key=lambda figure: figure[1])
 
 
@@ -61,7 +61,7 @@ def simulated_sqnr_db(
     model = QuantizedModel(module, samples[:1], bits=None if activations_only else 8)
     model.measure(samples.split(_BATCH), round_weights=False)
     answer = _answers(functools.partial(model, keep=keep), samples)
-    return _sqnr_db(_answers(module, samples), answer)
+    return sqnr_db(_answers(module, samples), answer)
 
 
 def keep_curve(
@@ -79,7 +79,7 @@ def keep_curve(
     model.measure(samples.split(_BATCH), round_weights=False)
     exact = _answers(module, samples)
     return [
-        (count, _sqnr_db(exact, _answers(functools.partial(model, keep=order[:count]), samples)))
+        (count, sqnr_db(exact, _answers(functools.partial(model, keep=order[:count]), samples)))
         for count in counts
     ]
 
@@ -101,7 +101,8 @@ def _tensors(answer: Any) -> list[torch.Tensor]:
     return [tensor for value in values for tensor in _tensors(value)]
 
 
-def _sqnr_db(exact: torch.Tensor, answer: torch.Tensor) -> float:
+def sqnr_db(exact: torch.Tensor, answer: torch.Tensor) -> float:
+    """Mean over the samples, ``[N, numbers]`` each, in dB; within +-``SQNR_CAP_DB``."""
     signal = exact.square().sum(dim=1)
     noise = (exact - answer).square().sum(dim=1)
     ratio = 10.0 * torch.log10(signal / noise)
